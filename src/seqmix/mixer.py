@@ -95,7 +95,11 @@ class State:
 
     def cat(self, *others: Self) -> Self:
         """The rows of this state followed by those of the others."""
-        return _map_tensors(lambda *tensors: torch.cat(tensors), self, *others)
+        fields = {
+            field.name: _join(*(getattr(state, field.name) for state in (self, *others)))
+            for field in dataclasses.fields(self)
+        }
+        return type(self)(**fields)
 
     @property
     def nbytes(self) -> int:
@@ -109,6 +113,16 @@ class State:
 
         _map_tensors(count, self)
         return total
+
+
+def _join(*values: Any) -> Any:
+    """The rows of equal structures one after another; a state within a state is joined by its own `cat`."""
+    first = values[0]
+    if isinstance(first, State):
+        return first.cat(*values[1:])
+    if isinstance(first, tuple):
+        return tuple(_join(*parts) for parts in zip(*values, strict=True))
+    return _map_tensors(lambda *tensors: torch.cat(tensors), *values)
 
 
 BOOKKEEPING_BYTES = 16
@@ -182,9 +196,14 @@ class Mixer(nn.Module, ABC):
         """
 
     @property
+    def lags(self) -> Sequence[int] | None:
+        """How far back the inputs of one output stand: 0 is the position itself, negative is ahead; None for all."""
+        return None if self.receptive_field is None else range(self.receptive_field)
+
+    @property
     def positions_seen(self) -> int | None:
         """How many positions of the receptive field are really seen (a dilated kernel skips some)."""
-        return self.receptive_field
+        return None if self.lags is None else len(self.lags)
 
     @abstractmethod
     def forward(

@@ -160,16 +160,14 @@ class _DepthwiseMixer(Mixer):
         return self.dilations.span + 1
 
     @property
-    def positions_seen(self) -> int:
-        return len(self._offsets())
-
-    def _offsets(self) -> set[int]:
-        """Source minus target, of every tap of every head."""
-        return {
-            tap * group.dilation - (group.length if self.config.causal else group.length // 2)
-            for group in self.dilations.groups
-            for tap in range(self.config.kernel)
-        }
+    def lags(self) -> list[int]:
+        return sorted(
+            {
+                (group.length if self.config.causal else group.length // 2) - tap * group.dilation
+                for group in self.dilations.groups
+                for tap in range(self.config.kernel)
+            }
+        )
 
     def forward(
         self,
@@ -233,9 +231,8 @@ class _DepthwiseMixer(Mixer):
         return self._readout(convolved if self.bias is None else convolved + self.bias, self._values(x)[1])
 
     def links(self, time: int) -> Tensor:
-        steps = torch.arange(time, device=self.weight.device)
-        distance = steps[None, :] - steps[:, None]
-        return torch.isin(distance, torch.tensor(sorted(self._offsets()), device=distance.device))
+        steps = torch.arange(time)
+        return torch.isin(steps[:, None] - steps[None, :], torch.tensor(self.lags))
 
     def cost(self, batch: int, time: int) -> Cost:
         positions = batch * time

@@ -1,0 +1,335 @@
+"""The decoder language model: embedding, blocks, norm, and a head over the vocabulary.
+
+Shapes: B batch, T time, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from seqmix.cost import Cost, linear_flops
+from seqmix.mixer import BOOKKEEPING_BYTES, Mixer, place
+from seqmix.mixers.rotary import rotate
+from seqmix.models.block import Block, make_norm
+from seqmix.models.config import SeqmixConfig
+from seqmix.models.padding import documents_of_mask, forward_padded
+from seqmix.models.state import ModelState, SeqmixCache
+
+
+class SeqmixPreTrainedModel(PreTrainedModel):
+    """What both classes share with Hugging Face: the config, and how a parameter that no file holds is drawn."""
+
+    config_class = SeqmixConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("Block",)
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear | nn.RMSNorm | nn.LayerNorm | Mixer):
+            module.reset_parameters()
+        elif isinstance(module, Block):
+            _shrink_outputs(module, self.config.num_hidden_layers)
+
+
+def _shrink_outputs(block: Block, num_layers: int) -> None:
+    """Divides the projections that write to the residual by sqrt(2 * layers), as GPT-2 does."""
+    writers = [module for name, module in block.mixer.named_children() if name in ("o_proj", "out_proj")]
+    if block.feed_forward is not None:
+        writers.append(block.feed_forward.down_proj)
+    for writer in writers:
+        writer.weight.div_(math.sqrt(2 * num_layers))
+
+
+class SeqmixModel(SeqmixPreTrainedModel):
+    """The model without its head: token ids in, (batch, time, dim) out."""
+
+    def __init__(self, config: SeqmixConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embed_tokens = value
+
+    def mix(
+        self,
+        embeddings: Tensor,
+        state: ModelState | None = None,
+        *,
+        document_ids: Tensor | None = None,
+        capacity: int | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """From embeddings (batch, time, dim) to the normed output of the last block, and the state after it."""
+        placement = place(embeddings, state, document_ids)
+        x = embeddings
+        if self.config.embedding_position == "rope":
+            x = rotate(x, placement.positions, self.config.rope_theta)
+        layers = []
+        for index, block in enumerate(self.layers):
+            x, after = block(x, None if state is None else state.layers[index], document_ids, capacity)
+            layers.append(after)
+        return self.norm(x), ModelState(placement.position, placement.document, tuple(layers))
+
+    def step(self, token_ids: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """One more token (batch,) of the state's documents; the state is consumed."""
+        x = self.embed_tokens(token_ids)
+        if self.config.embedding_position == "rope":
+            x = rotate(x[:, None], state.position[:, None], self.config.rope_theta)[:, 0]
+        layers = []
+        for block, before in zip(self.layers, state.layers, strict=True):
+            x, after = block.step(x, before)
+            layers.append(after)
+        return self.norm(x), ModelState(state.position + 1, state.document, tuple(layers))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: SeqmixCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        document_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of a piece.
+
+        Args:
+            input_ids: (batch, time); or `inputs_embeds` (batch, time, dim).
+            attention_mask: (batch, time), or with a cache (batch, all tokens so far); 0 is padding.
+            past_key_values: the cache that an earlier piece returned; it is continued.
+            use_cache: whether to return a cache.
+            document_ids: (batch, time), documents packed in a row; nothing crosses their borders.
+        """
+        embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        batch, time = embeddings.shape[:2]
+        use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
+        cache = past_key_values
+        state = None if cache is None else cache.state
+        mask = None if attention_mask is None else attention_mask[:, -time:].bool()
+        if mask is not None and (state is not None or use_cache) and not _is_left_padded(mask, state):
+            hidden, after = forward_padded(self, embeddings, mask, state)
+        else:
+            if mask is not None:
+                document_ids = documents_of_mask(mask, document_ids)
+            if state is not None and time == 1 and document_ids is None and input_ids is not None:
+                hidden, after = self.step(input_ids[:, 0], state)
+                hidden = hidden[:, None]
+            else:
+                hidden, after = self.mix(embeddings, state, document_ids=document_ids)
+        if use_cache or cache is not None:
+            cache = SeqmixCache() if cache is None else cache
+            cache.state, cache.seen = after, cache.seen + time
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+
+def _is_left_padded(mask: Tensor, state: ModelState | None) -> bool:
+    """Whether padding, if any, stands only before the first token: then it is a document of its own."""
+    if state is not None:
+        return bool(mask.all())
+    return bool((mask[:, 1:] >= mask[:, :-1]).all()) and bool(mask[:, -1].all())
+
+
+class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
+    """A decoder language model over any mixers, with its head.
+
+    `forward` and `generate` follow Hugging Face; `prefill` and `step` are the same model with its state as an
+    argument and a result; `cost`, `receptive_field` and `path_length` say what it takes and how far it sees.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: SeqmixConfig) -> None:
+        super().__init__(config)
+        self.model = SeqmixModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.lm_head:
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = SeqmixCache()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: SeqmixCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        document_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and a loss where labels are given; other arguments as in `SeqmixModel.forward`.
+
+        Args:
+            labels: (batch, time), the tokens themselves; each position is scored on the next one.
+            shift_labels: (batch, time), targets that are shifted already; -100 is left out of the mean.
+            logits_to_keep: how many positions from the end get logits (0: all), or their indices.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            document_ids,
+        )
+        hidden = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, kept, :])
+        loss = None
+        if labels is not None or shift_labels is not None:
+            loss = self.loss_function(
+                logits, labels, vocab_size=self.config.vocab_size, shift_labels=shift_labels, **kwargs
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def init_state(
+        self,
+        batch: int,
+        capacity: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> ModelState:
+        """The state before the first token; capacity bounds the states that grow."""
+        device = self.device if device is None else device
+        layers = tuple(
+            block.mixer.init_state(batch, capacity, device=device, dtype=self.dtype if dtype is None else dtype)
+            for block in self.model.layers
+        )
+        count = torch.zeros(batch, dtype=torch.int64, device=device)
+        return ModelState(count, count.clone(), layers)
+
+    def prefill(
+        self,
+        input_ids: Tensor,
+        state: ModelState | None = None,
+        *,
+        document_ids: Tensor | None = None,
+        capacity: int | None = None,
+        all_logits: bool = False,
+    ) -> tuple[Tensor, ModelState]:
+        """Reads a piece (batch, time) that continues `state`.
+
+        Returns:
+            Logits of the last position (batch, vocab), or with `all_logits` of all (batch, time, vocab), and
+            the state after the piece.
+        """
+        hidden, after = self.model.mix(
+            self.model.embed_tokens(input_ids), state, document_ids=document_ids, capacity=capacity
+        )
+        return self.lm_head(hidden if all_logits else hidden[:, -1]), after
+
+    def step(self, token_ids: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """Logits (batch, vocab) after one more token (batch,), and the state; the given state is consumed."""
+        hidden, after = self.model.step(token_ids, state)
+        return self.lm_head(hidden), after
+
+    def _around_blocks(self, positions: int) -> Cost:
+        """Embedding, last norm and head."""
+        dim, vocab = self.config.hidden_size, self.config.vocab_size
+        tables = 1 if self.config.tie_word_embeddings else 2
+        size = self.lm_head.weight.element_size()
+        return Cost(
+            product_flops=linear_flops(positions, dim, vocab),
+            other_flops=6 * positions * dim,
+            parameters=tables * dim * vocab + sum(p.numel() for p in self.model.norm.parameters()),
+            bytes_moved=size * (dim * vocab + positions * (dim + vocab)),
+        )
+
+    def cost(self, batch: int, time: int) -> Cost:
+        """The cost of a forward pass over `batch` rows of `time` tokens, logits of all positions included."""
+        total = self._around_blocks(batch * time) + Cost(state_bytes=batch * BOOKKEEPING_BYTES)
+        for block in self.model.layers:
+            total = total + block.cost(batch, time)
+        return total
+
+    def step_cost(self, batch: int, position: int) -> Cost:
+        """The cost of one step with `position` tokens already read."""
+        total = self._around_blocks(batch) + Cost(state_bytes=batch * BOOKKEEPING_BYTES)
+        for block in self.model.layers:
+            total = total + block.step_cost(batch, position)
+        return total
+
+    def training_flops(self, tokens: int, context: int) -> int:
+        """Product FLOPs of training on `tokens` in rows of `context`: three forwards."""
+        return 3 * self.cost(1, context).product_flops * tokens // context
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Parameters without the embedding and, where it has its own, the head's table."""
+        tables = {id(self.model.embed_tokens.weight), id(self.lm_head.weight)}
+        return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in tables)
+
+    @property
+    def receptive_field(self) -> int | None:
+        """The span in tokens that one output can depend on, itself included; None where it is unbounded."""
+        spans = [block.mixer.receptive_field for block in self.model.layers]
+        return None if None in spans else 1 + sum(span - 1 for span in spans)
+
+    @property
+    def positions_seen(self) -> int | None:
+        """How many tokens of the receptive field can really reach the output; None where all earlier ones can."""
+        if self.receptive_field is None:
+            return None
+        reached = torch.zeros(self.receptive_field, dtype=torch.bool, device="cpu")
+        reached[0] = True
+        for block in self.model.layers:
+            earlier = reached.clone()
+            # The residual passes every position on, so lag 0 is always among the lags.
+            for lag in block.mixer.lags or ():
+                reached[lag:] |= earlier[: len(earlier) - lag]
+        return int(reached.sum())
+
+    def path_length(self, distance: int) -> int | None:
+        """The fewest layers through which a token `distance` positions back can reach the output; None if it cannot."""
+        spans = sorted((block.mixer.receptive_field or distance + 1 for block in self.model.layers), reverse=True)
+        reached = 0
+        for layers, span in enumerate(spans, start=1):
+            reached += span - 1
+            if reached >= distance:
+                return layers
+        return None

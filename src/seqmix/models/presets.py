@@ -1,0 +1,168 @@
+"""The presets: small functions from a size to a complete config, and the learning rate each was found to like.
+
+A preset's shape is a width and a depth; everything else follows from those two and the context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from seqmix.errors import unknown_name
+from seqmix.models.config import SeqmixConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A family of models.
+
+    name: as the commands know it. summary: one line. build: (width, depth, context) -> config fields.
+    rate: peak learning rate at a million non-embedding parameters; `learning_rate` scales it.
+    width_multiple: widths are multiples of it.
+    """
+
+    name: str
+    summary: str
+    build: Callable[[int, int, int], dict[str, Any]]
+    rate: float
+    width_multiple: int = 8
+
+    def config(
+        self, *, vocab_size: int, context: int, width: int, depth: int, **options: Any
+    ) -> SeqmixConfig:
+        """The config of this preset at a size; `options` are further fields of SeqmixConfig that replace the preset's."""
+        known = SeqmixConfig.__dataclass_fields__
+        for option in options:
+            if option not in known:
+                raise unknown_name(f"option of model {self.name!r}", option, known)
+        fields: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "hidden_size": width,
+            "num_hidden_layers": depth,
+            "max_position_embeddings": context,
+            "preset": self.name,
+            **self.build(width, depth, context),
+            **options,
+        }
+        return SeqmixConfig(**fields)
+
+    def learning_rate(self, parameters: int) -> float:
+        """Peak learning rate for a number of non-embedding parameters: rate * (parameters / 10^6)^(-1/4), at most 4 * rate."""
+        return self.rate * min(4.0, (max(parameters, 1) / 1e6) ** -0.25)
+
+
+def feed_forward_width(width: int) -> int:
+    """Llama's: 8/3 of the width, to a multiple of 8."""
+    return max(8, 8 * round(width / 3))
+
+
+def head_count(width: int) -> int:
+    """Heads of an even width of about 32 in small models, 64 in middle and 128 in large ones."""
+    head_dim = 32 if width < 256 else 64 if width < 2048 else 128
+    return max(h for h in range(1, max(1, width // head_dim) + 1) if width % (2 * h) == 0)
+
+
+def dilations_within(context: int, kernel: int) -> list[int]:
+    """1, 2, 4, ... while kernel * dilation stays within the context."""
+    return [2**power for power in range(max(1, int(math.log2(max(1, context // kernel))) + 1))]
+
+
+def _attention(width: int, **options: Any) -> dict[str, Any]:
+    return {"name": "attention", "heads": head_count(width), **options}
+
+
+def _gated_conv_pattern(depth: int, context: int, kernel: int) -> list[dict[str, Any]]:
+    """One gated convolution a layer, its dilation growing from layer to layer and starting again."""
+    kernel = min(kernel, context)
+    dilations = dilations_within(context, kernel)
+    return [
+        {"name": "gated_conv", "kernel": kernel, "dilation": dilations[layer % len(dilations)]} for layer in range(depth)
+    ]
+
+
+def _transformer(width: int, depth: int, context: int) -> dict[str, Any]:
+    return {"mixers": [_attention(width)], "feed_forward": feed_forward_width(width)}
+
+
+def _local_transformer(width: int, depth: int, context: int) -> dict[str, Any]:
+    window = max(1, context // 4)
+    return {"mixers": [_attention(width, window=window)], "feed_forward": feed_forward_width(width)}
+
+
+def _convsamba(width: int, depth: int, context: int) -> dict[str, Any]:
+    mixer = {"name": "convsamba", "kernel": 32, "context": min(context, 8192)}
+    return {"mixers": [mixer], "norm": "layer", "embedding_position": "rope"}
+
+
+def _gated_conv(width: int, depth: int, context: int) -> dict[str, Any]:
+    return {"mixers": _gated_conv_pattern(depth, context, 32), "feed_forward": feed_forward_width(width)}
+
+
+def _convtransformer(width: int, depth: int, context: int) -> dict[str, Any]:
+    mixers = _gated_conv_pattern(depth, context, 32)
+    for layer in range(min(2, depth - 1), depth, 4):
+        mixers[layer] = _attention(width)
+    return {"mixers": mixers, "feed_forward": feed_forward_width(width)}
+
+
+def _mamba2(width: int, depth: int, context: int) -> dict[str, Any]:
+    size = 128 if width >= 512 else 64
+    return {"mixers": [{"name": "mamba2", "state_size": size}]}
+
+
+def _lstm(width: int, depth: int, context: int) -> dict[str, Any]:
+    return {"mixers": [{"name": "lstm"}]}
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="transformer",
+            summary="Llama-like: RMSNorm, softmax attention with RoPE, SwiGLU feed-forward",
+            build=_transformer,
+            rate=2e-3,
+        ),
+        Preset(
+            name="local_transformer",
+            summary="the transformer with every layer limited to a window of a quarter of the context",
+            build=_local_transformer,
+            rate=2e-3,
+        ),
+        Preset(
+            name="convsamba",
+            summary="RoPE on the embedding, LayerNorm, dilated depthwise convolution of kernel 32 times a SwiGLU gate",
+            build=_convsamba,
+            rate=3e-3,
+            width_multiple=2,
+        ),
+        Preset(
+            name="gated_conv",
+            summary="gated depthwise convolutions of kernel 32, dilations by layer, SwiGLU feed-forward",
+            build=_gated_conv,
+            rate=3e-3,
+        ),
+        Preset(
+            name="convtransformer",
+            summary="the gated convolution model with attention in every fourth layer",
+            build=_convtransformer,
+            rate=3e-3,
+        ),
+        Preset(name="mamba2", summary="Mamba-2 blocks, no feed-forward", build=_mamba2, rate=3e-3, width_multiple=32),
+        Preset(name="lstm", summary="LSTM layers with residuals, no feed-forward", build=_lstm, rate=3e-3),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of a name."""
+    if name not in PRESETS:
+        raise unknown_name("model", name, PRESETS)
+    return PRESETS[name]
+
+
+def list_models() -> list[str]:
+    """The names of all presets."""
+    return sorted(PRESETS)
