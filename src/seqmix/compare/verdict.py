@@ -1,0 +1,175 @@
+"""The verdict: what a comparison measured, in sentences that a reader can act on."""
+
+from __future__ import annotations
+
+from seqmix.compare import units
+from seqmix.compare.results import Comparison, Crossover, Results
+from seqmix.compare.summary import by_context, cheapest, common_contexts, finished, mean_of, model_names
+
+CLOSE = 1.05
+"""Costs within this factor of the lowest are called equal to it."""
+
+
+def verdict(results: Results) -> list[str]:
+    """The sentences, the most important first."""
+    models = [model for model in model_names(results) if finished(results, model)]
+    if not models:
+        return ["No contender finished, so there is nothing to compare.", *_failures(results)]
+    return [
+        *_quality(results, models),
+        *_training(results, models),
+        *_serving(results, models),
+        *_crossing(results, models),
+        *_equality(results),
+        *_failures(results),
+    ]
+
+
+def _quality(results: Results, models: list[str]) -> list[str]:
+    ranked = [entry for entry in results["models"] if entry["bits_per_byte"] is not None]
+    ranked.sort(key=lambda entry: entry["bits_per_byte"] or 0.0)
+    best = ranked[0]
+    score = f"{best['bits_per_byte']:.3f} bits per byte"
+    if len(ranked) == 1:
+        return [f"{best['model']} is the only model that finished: {score}."]
+    seeds = len({contender["seed"] for contender in finished(results)})
+    over = "with one seed" if seeds == 1 else f"mean of {seeds} seeds"
+    sentence = f"At {_condition(results)}, {best['model']} is best with {score} ({over})"
+    pairs = [pair for pair in results["comparisons"] if pair["a"] == best["model"]]
+    if not pairs:
+        return [sentence + "; no other model shares a seed with it."]
+    sentences = [f"{sentence}; {_pair(pairs[0])}."]
+    ties = [pair["b"] for pair in pairs[1:] if pair["low"] is not None and not pair["separable"]]
+    if ties:
+        sentences.append(f"It is not separable from {units.listed(ties)} either.")
+    separable = [pair["b"] for pair in pairs if pair["separable"]]
+    if separable and not pairs[0]["separable"]:
+        sentences.append(f"It is separable from {units.listed(separable)}.")
+    if pairs[0]["low"] is None:
+        sentences.append("One seed gives no interval, so this order is a hint: repeat it with --seeds 3.")
+    elif seeds == 2:
+        sentences.append("Two seeds make wide intervals: more --seeds separate smaller differences.")
+    return sentences
+
+
+def _pair(pair: Comparison) -> str:
+    behind = f"{pair['b']} is {-pair['difference']:.3f} behind"
+    if pair["difference"] > 0:
+        behind = f"{pair['b']} is {pair['difference']:.3f} ahead on the seeds that both finished"
+    if pair["low"] is None or pair["high"] is None:
+        return behind
+    interval = f"95 % interval {-pair['high']:.3f} to {-pair['low']:.3f}"
+    if pair["separable"]:
+        return f"{behind} ({interval}), which is separable"
+    return f"{behind}, which is not separable ({interval} contains zero)"
+
+
+def _condition(results: Results) -> str:
+    matched = results["matched"]
+    target = "equal" if matched["target"] is None else units.number(matched["target"])
+    unit = f" {matched['unit']}" if matched["unit"] else ""
+    budget = results["settings"]["budget"]
+    return f"{target}{unit} {matched['quantity']} and a budget of {budget}".replace("  ", " ")
+
+
+def _training(results: Results, models: list[str]) -> list[str]:
+    unit = results["prices"]["unit"]
+    costs = {model: mean_of(results, model, "train_money") for model in models}
+    best = cheapest(costs)
+    if best is None or len(models) == 1:
+        return []
+    model, cost = best
+    dearest = max((value, name) for name, value in costs.items() if value is not None)
+    if dearest[0] < CLOSE * cost:
+        return [f"All cost about the same to train: {units.money(cost, unit)} a run."]
+    time = units.duration(mean_of(results, model, "train_seconds"))
+    return [
+        f"{model} was the cheapest to train: {units.money(cost, unit)} and {time} a run, against "
+        f"{units.money(dearest[0], unit)} for {dearest[1]}, the dearest."
+    ]
+
+
+def _serving(results: Results, models: list[str]) -> list[str]:
+    field = "decode_money_per_million_tokens"
+    contexts = common_contexts(results, models, field)
+    if not contexts or len(models) == 1:
+        return []
+    unit = results["prices"]["unit"]
+    sentences = []
+    for context in dict.fromkeys((contexts[0], contexts[-1])):
+        lines = {model: by_context(results, model, field).get(context) for model in models}
+        best = cheapest(lines)
+        if best is None:
+            continue
+        near = [model for model, cost in lines.items() if cost is not None and cost < CLOSE * best[1]]
+        others = {model: cost for model, cost in lines.items() if cost is not None and model not in near}
+        verb = "is the cheapest" if len(near) == 1 else "are the cheapest (within 5 %)"
+        against = ""
+        if others:
+            dearest = max(others, key=others.__getitem__)
+            against = f", against {units.money(others[dearest], unit)} for {dearest}"
+        sentences.append(
+            f"At context {units.count(context)}, {units.listed(near)} {verb} to serve: "
+            f"{units.money(best[1], unit)} per million generated tokens{against}."
+        )
+    return sentences
+
+
+def _crossing(results: Results, models: list[str]) -> list[str]:
+    """Crossings with the best model, then what a constant state means; all of them stand in `crossovers`."""
+    ranked = [entry["model"] for entry in sorted(results["models"], key=lambda e: e["bits_per_byte"] or float("inf"))]
+    best = ranked[0]
+    state = [crossing for crossing in results["crossovers"] if crossing["quantity"] == "state_bytes"]
+    others = [
+        crossing
+        for crossing in results["crossovers"]
+        if crossing["quantity"] != "state_bytes" and best in (crossing["a"], crossing["b"])
+    ]
+    return [crossing["text"] for crossing in others] + _state(state)
+
+
+def _state(crossings: list[Crossover]) -> list[str]:
+    """One sentence for each model whose state grows: from where on which constant states are smaller."""
+    sentences = []
+    for growing in dict.fromkeys(crossing["a"] for crossing in crossings):
+        constants = sorted((crossing["at"], crossing["b"]) for crossing in crossings if crossing["a"] == growing)
+        parts = [f"{units.count(at)} on ({model})" for at, model in constants]
+        sentences.append(f"A constant state is smaller than the KV cache of {growing} from context {units.listed(parts)}.")
+    return sentences
+
+
+def _equality(results: Results) -> list[str]:
+    matched = results["matched"]
+    sentences = []
+    if matched["spread"] is not None and len(matched["reached"]) > 1:
+        tolerance = matched["tolerance"]
+        kept = ""
+        if tolerance is not None:
+            kept = f" (asked: within {units.share(tolerance)})"
+            if matched["spread"] > tolerance:
+                kept = f", more than the {units.share(tolerance)} asked for: read the order with care"
+        sentences.append(f"Held equal: {matched['quantity']}, with a spread of {units.share(matched['spread'])}{kept}.")
+    parts = []
+    for entry in results["not_matched"]:
+        low, high = _value(entry["low"], entry["unit"]), _value(entry["high"], entry["unit"])
+        parts.append(f"{entry['quantity']} ({low} for {entry['low_model']} to {high} for {entry['high_model']})")
+    if parts:
+        sentences.append(f"Not held equal: {'; '.join(parts)}.")
+    return sentences
+
+
+def _value(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return units.size(value)
+    if unit == "seconds":
+        return units.duration(value)
+    return f"{units.number(value)} {unit}" if unit in ("tokens/s",) else units.number(value)
+
+
+def _failures(results: Results) -> list[str]:
+    failed = [contender for contender in results["contenders"] if contender["status"] == "failed"]
+    sentences = [f"{c['model']} with seed {c['seed']} failed: {c['error']}" for c in failed]
+    trials = [trial for trial in results["tuning"] if trial["status"] == "failed"]
+    sentences += [f"A trial of {t['model']} at learning rate {t['learning_rate']:.2g} failed: {t['error']}" for t in trials]
+    return sentences
+
