@@ -1,0 +1,48 @@
+# `make demo` and `make test` need Python 3.11 to 3.13, a compiler and a package registry; the rest they fetch.
+
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	"$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$name" && break; done)
+BIN := .venv/bin
+ENV := .venv/.installed
+
+# By its exact version and before anything else: a range can make pip fetch several gigabytes of GPU builds.
+TORCH ?= torch==2.13.0
+EXTRAS := data,report,hf,tensorboard,dev
+
+DEMO_TOKENS ?= 500k
+DEMO_OUT ?= runs/demo
+
+# Two workers, one thread each, fill two cores; more threads would only make them wait for each other.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: env demo test test-slow lint bench clean
+
+env: $(ENV)
+
+$(ENV): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: seqmix needs Python 3.11, 3.12 or 3.13 as python3; install one or name it: make env PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: $(PYTHON) cannot make a virtual environment; install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $(ENV)
+
+demo: $(ENV)
+	$(BIN)/seqmix compare --data python-stdlib --models transformer,convsamba,gated_conv,convtransformer,mamba2 \
+		--match params --params 300k --budget tokens=$(DEMO_TOKENS) --seeds 2 --context 256 --out $(DEMO_OUT)
+
+test: $(ENV)
+	$(TEST)
+
+test-slow: $(ENV)
+	$(TEST) -m slow --timeout 1800
+
+lint: $(ENV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(ENV)
+	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,42 @@
+"""What all tests share: one thread, seeded random numbers, a cache of their own, a small corpus."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Child processes take over both through the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEQMIX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        torch.set_num_threads(1)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def corpus_folder(tmp_path: Path) -> Path:
+    """A folder with 12 text files of a small grammar, about 24 kB in all: enough to train on, quick to read."""
+    draw = random.Random(7)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    subjects, verbs, objects = ("a cat", "the dog", "one bird"), ("sees", "hears", "follows"), ("it", "her", "them")
+    for number in range(12):
+        lines = [f"{draw.choice(subjects)} {draw.choice(verbs)} {draw.choice(objects)}." for _ in range(100)]
+        (folder / f"part{number:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
