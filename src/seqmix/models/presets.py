@@ -20,7 +20,8 @@ class Preset:
 
     name: as the commands know it. summary: one line. build: (width, depth, context) -> config fields.
     rate: peak learning rate at a million non-embedding parameters; `learning_rate` scales it.
-    width_multiple: widths are multiples of it.
+    width_multiple: widths are multiples of it. depth_factor: layers beside those of a transformer of the same size,
+        above 1 where a layer has fewer parameters.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Preset:
     build: Callable[[int, int, int], dict[str, Any]]
     rate: float
     width_multiple: int = 8
+    depth_factor: float = 1.0
 
     def config(
         self, *, vocab_size: int, context: int, width: int, depth: int, **options: Any
@@ -108,7 +110,7 @@ def _convtransformer(width: int, depth: int, context: int) -> dict[str, Any]:
 
 
 def _mamba2(width: int, depth: int, context: int) -> dict[str, Any]:
-    size = 128 if width >= 512 else 64
+    size = 128 if width >= 512 else 64 if width >= 96 else 32
     return {"mixers": [{"name": "mamba2", "state_size": size}]}
 
 
@@ -137,6 +139,7 @@ PRESETS = {
             build=_convsamba,
             rate=3e-3,
             width_multiple=2,
+            depth_factor=2.0,
         ),
         Preset(
             name="gated_conv",
@@ -150,7 +153,14 @@ PRESETS = {
             build=_convtransformer,
             rate=3e-3,
         ),
-        Preset(name="mamba2", summary="Mamba-2 blocks, no feed-forward", build=_mamba2, rate=3e-3, width_multiple=32),
+        Preset(
+            name="mamba2",
+            summary="Mamba-2 blocks, no feed-forward",
+            build=_mamba2,
+            rate=3e-3,
+            width_multiple=4,
+            depth_factor=1.5,
+        ),
         Preset(name="lstm", summary="LSTM layers with residuals, no feed-forward", build=_lstm, rate=3e-3),
     )
 }

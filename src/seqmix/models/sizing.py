@@ -80,13 +80,14 @@ def solve(
     chosen, target = preset(name), parse_size(target)
     depths = _depths(chosen, target, measure, vocab_size, context, options)
     best: tuple[float, SeqmixConfig] | None = None
-    for depth in depths:
-        for config in _near(chosen, depth, target, measure, vocab_size, context, options):
-            error = abs(measure_config(config, measure) / target - 1)
-            if best is None or error < best[0]:
-                best = error, config
-        if best is not None and best[0] <= TOLERANCE / 2:
-            return best[1]
+    for unit in sorted({chosen.width_multiple, 2}, reverse=True):
+        for depth in depths:
+            for config in _near(chosen, unit, depth, target, measure, vocab_size, context, options):
+                error = abs(measure_config(config, measure) / target - 1)
+                if best is None or error < best[0]:
+                    best = error, config
+            if best is not None and best[0] <= TOLERANCE / 2:
+                return best[1]
     if best is None or best[0] > TOLERANCE:
         unit = "non-embedding parameters" if measure == "params" else "FLOPs per token"
         nearest = "none" if best is None else f"{measure_config(best[1], measure):,.0f}"
@@ -104,13 +105,20 @@ def _depths(
     if "num_hidden_layers" in options:
         return [options["num_hidden_layers"]]
     parameters = target if measure == "params" else target / 2
-    middle = max(1, round(layers_for(parameters)))
+    middle = max(1, round(chosen.depth_factor * layers_for(parameters)))
     reach = max(2, middle // 3)
     return sorted(range(max(1, middle - reach), middle + reach + 1), key=lambda depth: (abs(depth - middle), depth))
 
 
 def _near(
-    chosen: Preset, depth: int, target: int, measure: Any, vocab_size: int, context: int, options: dict[str, Any]
+    chosen: Preset,
+    unit: int,
+    depth: int,
+    target: int,
+    measure: Any,
+    vocab_size: int,
+    context: int,
+    options: dict[str, Any],
 ) -> Iterator[SeqmixConfig]:
     """Configs of one depth around the target: the two nearest widths, then the feed-forward made to fit."""
     rest = {key: value for key, value in options.items() if key not in ("num_hidden_layers", "hidden_size")}
@@ -118,7 +126,6 @@ def _near(
     def at(width: int, **more: Any) -> SeqmixConfig:
         return chosen.config(vocab_size=vocab_size, context=context, width=width, depth=depth, **{**rest, **more})
 
-    unit = chosen.width_multiple
     if "hidden_size" in options:
         widths = [options["hidden_size"]]
     else:
@@ -140,7 +147,8 @@ def _near(
                 config, measure
             )
             steps = round((target - measure_config(config, measure)) / step * 8)
-            fitted = config.feed_forward + steps
+            # Large products like round sizes; small ones need every step to come near the target.
+            fitted = config.feed_forward + (steps if width < 256 else 8 * round(steps / 8))
             if width <= fitted <= 4 * width:
                 yield at(width, feed_forward=fitted)
 
