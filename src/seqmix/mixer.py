@@ -85,7 +85,7 @@ class State:
         return _map_tensors(Tensor.clone, self)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """The state on another device or with other floating-point numbers, as `Tensor.to`; integers keep their type."""
+        """The state on another device or with other floating-point types, as `Tensor.to`; integers keep their type."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = tensor.to(*args, **kwargs)
