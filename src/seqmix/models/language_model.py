@@ -221,6 +221,7 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden[:, kept, :])
         loss = None
         if labels is not None or shift_labels is not None:
+            shift_labels = None if shift_labels is None else shift_labels.contiguous()
             loss = self.loss_function(
                 logits, labels, vocab_size=self.config.vocab_size, shift_labels=shift_labels, **kwargs
             )
