@@ -25,7 +25,7 @@ def _one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 - libraries draw from the global generator
+    np.random.seed(0)
     torch.manual_seed(0)
 
 

@@ -118,8 +118,19 @@ def _run(name: str, arguments: list[str]) -> int:
         raise KeyboardInterrupt from None
     except typer.TyperException as error:
         words = error.format_message().strip().rstrip(".")
+        if isinstance(error, typer.BadParameter) and error.param is not None:
+            words = words.replace("Invalid value for", f"Invalid value{_given(error.param.opts, arguments)} for", 1)
         raise InputError(f"{words[:1].lower()}{words[1:]}; see seqmix {name} --help") from error
     return status if isinstance(status, int) else 0
+
+
+def _given(spellings: Sequence[str], arguments: Sequence[str]) -> str:
+    """The value that was given to an option, quoted after a space; typer's own messages leave it out."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, has_value, value = word.partition("=")
+        if option in spellings:
+            return f" {(value if has_value else following)!r}"
+    return ""
 
 
 def _without_interrupts(function: Callable[..., Any]) -> Callable[..., Any]:
