@@ -138,11 +138,10 @@ class Attention(Mixer):
         """(B, T, heads * K) to (B, heads, T, K)."""
         return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def _project(self, x: Tensor, placement: Placement, is_alike: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x (B, T, D), q and k turned; alike where all rows stand at the same positions."""
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x (B, T, D), q and k turned by their positions (B or 1, T)."""
         q_BHTK, k_BGTK, v_BGTK = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.config.rope:
-            positions = placement.positions[:1] if is_alike else placement.positions
             angles = rotation(positions[:, None], self.head_dim, self.config.rope_theta, q_BHTK.dtype)
             q_BHTK, k_BGTK = apply_rotation(q_BHTK, *angles), apply_rotation(k_BGTK, *angles)
         return q_BHTK, k_BGTK, v_BGTK
@@ -184,7 +183,7 @@ class Attention(Mixer):
             return Mixed(self._mix_memory(x, state), after if self.config.causal else None)
         slots = _slot_state(state)
         is_alike = not placement.packed and (slots is None or slots.is_even)
-        q_BHTK, k_BGTK, v_BGTK = self._project(x, placement, is_alike)
+        q_BHTK, k_BGTK, v_BGTK = self._project(x, placement.positions[: 1 if is_alike else None])
         if not self.config.causal:
             mask = self._mask_around(placement)
             return Mixed(self._output(attend(q_BHTK, k_BGTK, v_BGTK, mask)), None)
@@ -252,7 +251,7 @@ class Attention(Mixer):
             return Mixed(y, MemoryState(state.position + 1, state.document, state.keys, state.values, state.mask))
         before = _slot_state(state)
         assert before is not None
-        q_BH1K, k_BG1K, v_BG1K = self._project(x[:, None], place(x[:, None], before, None), before.is_even)
+        q_BH1K, k_BG1K, v_BG1K = self._project(x[:, None], before.position[: 1 if before.is_even else None, None])
         after = append(before, (k_BG1K, v_BG1K), window=self.config.window)
         (keys, values), mask = filled(after)
         mixed = attend(q_BH1K, keys.to(q_BH1K.dtype), values.to(q_BH1K.dtype), mask)
@@ -264,7 +263,7 @@ class Attention(Mixer):
             state = self.memory_state(memory, memory_mask)
             matrix = attention_matrix(self._heads(self.q_proj(x)), state.keys, state.mask[:, None])
             return [Mixing(matrix, repeat_groups(state.values, self.heads))]
-        q_BHTK, k_BGTK, v_BGTK = self._project(x, place(x, None, None), True)
+        q_BHTK, k_BGTK, v_BGTK = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
         matrix = attention_matrix(q_BHTK, k_BGTK, self.links(x.shape[1])[None])
         return [Mixing(matrix, repeat_groups(v_BGTK, self.heads))]
 
