@@ -1,0 +1,255 @@
+"""From a name to a corpus: read, split, tokenized, cached.
+
+The cache holds one folder a corpus, named by a hash of the content, the tokenizer and the split. It is filled in a
+temporary folder beside it and renamed, so that it is whole or absent, and it is checked by hash when it is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from seqmix.data.documents import Documents, store_documents
+from seqmix.data.encoding import training_texts, write_part
+from seqmix.data.sources import Role, Source, open_source
+from seqmix.data.splits import Split, split_as_given, split_documents
+from seqmix.data.token_store import TokenStore, open_store, read_header, write_header
+from seqmix.data.tokenizers import (
+    BYTES,
+    bpe_size,
+    byte_tokenizer,
+    load_tokenizer,
+    read_saved_tokenizer,
+    tokenizer_key,
+    train_bpe,
+)
+from seqmix.errors import InputError, SeqmixError
+
+Progress = Callable[[str], None]
+_FORMAT = 1
+_TEMPORARY = ".building-"
+_STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Text to train on and text held out, as tokens.
+
+    name: as it was asked for. fingerprint: a hash of the tokens of both parts and of the tokenizer, the same on every
+    machine. notes: what a user should know, such as files that were skipped.
+    """
+
+    name: str
+    train: TokenStore
+    valid: TokenStore
+    tokenizer: PreTrainedTokenizerFast
+    fingerprint: str
+    notes: Sequence[str] = ()
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer, the special ones included."""
+        return len(self.tokenizer)
+
+    @property
+    def train_bytes(self) -> int:
+        """Bytes of text in the training part."""
+        return self.train.bytes
+
+    @property
+    def valid_bytes(self) -> int:
+        """Bytes of text in the held-out part."""
+        return self.valid.bytes
+
+    @property
+    def valid_words(self) -> int:
+        """Words of the held-out part and ends of lines, as papers on WikiText count them."""
+        return self.valid.words
+
+
+def load_corpus(
+    source: str | os.PathLike[str],
+    *,
+    valid: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] = BYTES,
+    cache_dir: str | os.PathLike[str] | None = None,
+    valid_share: float = 0.1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Reads a corpus, holds a part out, and gives both as memory-mapped tokens; a second call reads the cache.
+
+    source: a text file, a folder, .jsonl, .parquet, .gz or .xz of these, `hf:NAME[/CONFIG]`, or a built-in name.
+    valid: the held-out part, named likewise; None for the source's own (files or splits named train and valid), else
+    about `valid_share` of the bytes, chosen by `seed` and content.
+    tokenizer: "bytes", "bpe:N" (trained on the training part alone) or the path of a tokenizer.json.
+    cache_dir: None for $SEQMIX_CACHE, else ~/.cache/seqmix. progress: called with a sentence now and then.
+
+    Raises InputError for a source, tokenizer or share that cannot be used, SeqmixError when the cache cannot be
+    written.
+    """
+    if not 0 < valid_share < 1:
+        raise InputError(f"the held-out share is {valid_share}: it must be between 0 and 1")
+    report = progress or _silent
+    opened = open_source(source)
+    given = None if valid is None else open_source(valid)
+    spec = os.fspath(tokenizer)
+    settings: dict[str, Any] = {
+        "format": _FORMAT,
+        "source": opened.content_hash(),
+        "valid": None if given is None else given.content_hash(),
+        "tokenizer": tokenizer_key(spec),
+    }
+    if given is None and not opened.has_valid:
+        settings |= {"valid_share": valid_share, "seed": seed}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+    root = _cache_root(cache_dir)
+    corpus = _open(root / key, opened)
+    if corpus is None:
+        try:
+            _build(root, key, opened, given, spec, (valid_share, seed), report)
+        except OSError as error:
+            raise SeqmixError(
+                f"the token files of {opened.name} cannot be written to {root} ({error.strerror or error}): "
+                "make room there or name another folder with SEQMIX_CACHE"
+            ) from error
+        corpus = _open(root / key, opened)
+        if corpus is None:
+            raise SeqmixError(f"the token files in {root / key} were damaged while they were written: check that disk")
+    for note in corpus.notes:
+        report(note)
+    return corpus
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+def _cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
+    chosen = cache_dir or os.environ.get("SEQMIX_CACHE") or Path.home() / ".cache" / "seqmix"
+    return Path(chosen).expanduser() / "corpora"
+
+
+def _open(folder: Path, source: Source) -> Corpus | None:
+    """The corpus in a folder of the cache, or None when it is absent, damaged, or of another format."""
+    header = read_header(folder)
+    if header is None or header.get("format") != _FORMAT:
+        return None
+    train = open_store(folder, "train", header["train"])
+    valid = open_store(folder, "valid", header["valid"])
+    if train is None or valid is None or _tokenizer_hash(folder) != header["tokenizer_sha256"]:
+        return None
+    identity = [header["tokenizer_sha256"]]
+    for part in ("train", "valid"):
+        identity += [header[part]["sha256"], header[part]["documents_sha256"]]
+    return Corpus(
+        name=source.name,
+        train=train,
+        valid=valid,
+        tokenizer=read_saved_tokenizer(folder),
+        fingerprint=hashlib.sha256("\n".join(identity).encode()).hexdigest(),
+        notes=(*source.notes, *header["notes"]),
+    )
+
+
+def _tokenizer_hash(folder: Path) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            digest.update((folder / name).read_bytes())
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _build(
+    root: Path, key: str, source: Source, given: Source | None, spec: str, choice: tuple[float, int], report: Progress
+) -> None:
+    """Fills the folder `key`; nothing is left of it when that fails."""
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_stale(root)
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
+    try:
+        train, valid, split, notes = _read_and_split(folder, source, given, choice, report)
+        tokenizer = _make_tokenizer(spec, train, split, report)
+        header: dict[str, Any] = {"format": _FORMAT, "source": source.name}
+        for name, documents, spans in (("train", train, split.train), ("valid", valid, split.valid)):
+            header[name], lossless = write_part(folder, name, documents, spans, tokenizer, report)
+            if not lossless:
+                notes.append(f"the tokenizer {spec} changes the text: bits per byte then count what is lost as known")
+        tokenizer.save_pretrained(folder)
+        header["tokenizer_sha256"] = _tokenizer_hash(folder)
+        header["notes"] = list(dict.fromkeys(notes))
+        write_header(folder, header)
+        for path in folder.glob("*.text"):
+            path.unlink()
+        _publish(folder, root / key)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_and_split(
+    folder: Path, source: Source, given: Source | None, choice: tuple[float, int], report: Progress
+) -> tuple[Documents, Documents, Split, list[str]]:
+    """(documents of the training part, of the held-out part, who goes where, notes)."""
+    train = _read(folder, source, "train", report)
+    notes: list[str] = []
+    if given is not None:
+        valid = _read(folder, given, "valid" if given.has_valid else "train", report, "valid")
+    elif source.has_valid:
+        valid = _read(folder, source, "valid", report)
+    else:
+        valid = train
+    chosen = valid is train
+    split = split_documents(train, share=choice[0], seed=choice[1]) if chosen else split_as_given(train, valid)
+    if split.dropped:
+        notes.append(f"left out {split.dropped} training documents that repeat held-out text")
+    return train, valid, split, notes
+
+
+def _read(folder: Path, source: Source, role: Role, report: Progress, name: str | None = None) -> Documents:
+    report(f"reading {source.name}")
+    documents = store_documents(source.documents(role), folder / f"{name or role}.text")
+    if not len(documents):
+        raise InputError(f"{source.name} holds no text: give a source that does")
+    return documents
+
+
+def _make_tokenizer(spec: str, documents: Documents, split: Split, report: Progress) -> PreTrainedTokenizerFast:
+    size = bpe_size(spec)
+    if spec == BYTES:
+        return byte_tokenizer()
+    if size is None:
+        return load_tokenizer(Path(spec).expanduser())
+    report(f"training a BPE of {size} tokens")
+    return train_bpe(training_texts(documents, split.train), size)
+
+
+def _publish(folder: Path, final: Path) -> None:
+    """Renames a finished folder; another process that was faster has written the same."""
+    shutil.rmtree(final, ignore_errors=True)
+    try:
+        os.rename(folder, final)
+    except OSError:
+        if not final.is_dir():
+            raise
+
+
+def _remove_stale(root: Path) -> None:
+    """Removes what killed processes left behind."""
+    for path in root.glob(f"{_TEMPORARY}*"):
+        try:
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue
