@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -126,7 +127,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 def _given(spellings: Sequence[str], arguments: Sequence[str]) -> str:
     """The value that was given to an option, quoted after a space; typer's own messages leave it out."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         option, has_value, value = word.partition("=")
         if option in spellings:
             return f" {(value if has_value else following)!r}"
