@@ -1,0 +1,67 @@
+"""Checks of how far a mixer sees: never ahead, and exactly as far back as it says."""
+
+from __future__ import annotations
+
+import torch
+
+from seqmix.conformance.gradients import dependence, gradient_sizes
+from seqmix.conformance.subject import LONGEST, Subject, expect, normal, rounding
+
+LONGEST_SPAN = 2048
+"""Receptive fields beyond this are probed only for being longer than it."""
+
+
+def causality(subject: Subject) -> None:
+    """No output depends on a later input, by gradient and by replacing the future."""
+    time = min(subject.probe_time, 24)
+    x = subject.x(2, time)
+    seen = dependence(lambda leaf: [subject.oracle(leaf).y], x, subject)
+    ahead = seen & torch.ones(time, time, dtype=torch.bool).triu(1)
+    if bool(ahead.any()):
+        target, source = ahead.nonzero()[0].tolist()
+        expect(False, f"the output at {target} depends on the later input at {source}")
+    with torch.no_grad():
+        for dtype, module in subject.precisions:
+            before = module(x.to(dtype)).y
+            for cut in (1, time // 2, time - 1):
+                changed = x.clone()
+                changed[:, cut:] = normal(2, time - cut, subject.dim, seed=cut)
+                after = module(changed.to(dtype)).y
+                subject.close(after[:, :cut], before[:, :cut], f"the output before {cut}, when only later inputs change", time)
+
+
+def receptive_field_by_gradient(subject: Subject) -> None:
+    """The farthest input that an output depends on is at the receptive field's edge, and positions_seen counts them."""
+    span, positions_seen = subject.mixer.receptive_field, subject.mixer.positions_seen
+    if span is None:
+        expect(positions_seen is None, f"receptive_field is None, but positions_seen is {positions_seen}")
+        time, target = LONGEST, LONGEST - 1
+    else:
+        expect(span >= 1, f"receptive_field is {span}: it must be at least 1")
+        probed = min(span, LONGEST_SPAN)
+        time = probed + 3 if subject.traits.causal else 2 * probed + 3
+        target = time - 1 if subject.traits.causal else probed + 1
+    sizes = torch.zeros(time, dtype=torch.float64)
+    for draw in range(4):
+        leaf = subject.x(2, time, seed=20 + draw).requires_grad_()
+        with torch.enable_grad():
+            y = subject.forward(subject.oracle, leaf).y
+        sizes = torch.maximum(sizes, gradient_sizes([y], leaf, target, seed=600 + draw))
+    if span is None:
+        earliest = int((sizes > 0).nonzero()[0]) if bool((sizes > 0).any()) else time
+        expect(
+            earliest == 0,
+            f"receptive_field is None, every earlier position, but the output at {target} sees nothing before {earliest}",
+        )
+        return
+    seen = (sizes > rounding(torch.float64, subject.reduction(time)) * sizes.max()).nonzero().flatten()
+    expect(len(seen) > 0, "no output depends on any input")
+    found = int(seen[-1] - seen[0]) + 1 if not subject.traits.causal else target - int(seen[0]) + 1
+    if span > LONGEST_SPAN:
+        expect(found >= LONGEST_SPAN, f"receptive_field is declared as {span}, but the gradient reaches {found} positions")
+        return
+    expect(found == span, f"receptive_field is declared as {span}, but the gradient reaches {found} positions")
+    expect(
+        positions_seen == len(seen),
+        f"positions_seen is declared as {positions_seen}, but the gradient finds {len(seen)}",
+    )

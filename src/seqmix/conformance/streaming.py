@@ -1,0 +1,62 @@
+"""Checks of the state: a sequence comes out the same in one forward, in pieces, and token by token."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from seqmix.conformance.subject import Subject, compare_states
+from seqmix.mixer import Mixed
+
+
+def _capacities(subject: Subject, time: int) -> list[int | None]:
+    return [None, time] if subject.traits.state_growth == "linear" else [None]
+
+
+@torch.no_grad()
+def forward_equals_steps(subject: Subject) -> None:
+    """Steps from an empty state give forward's outputs, one by one, and its final state."""
+    batch, time = 2, subject.probe_time
+    x = subject.x(batch, time)
+    expected = subject.oracle(x)
+    for dtype, module in subject.precisions:
+        # The comparison of the final states goes on for 5 more positions, which the capacity must hold.
+        for capacity in _capacities(subject, time + 5):
+            state = module.init_state(batch, capacity, dtype=dtype)
+            for index in range(time):
+                y, state = module.step(x[:, index].to(dtype), state)
+                subject.close(y, expected.y[:, index], f"the output of step {index} against forward's", time)
+            compare_states(subject, module, state, expected.state, "the state after the steps")
+
+
+@torch.no_grad()
+def pieces_equal_whole(subject: Subject) -> None:
+    """Forward pieces and runs of steps, cut at random and mixed at random, give what one forward gives."""
+    batch, time = 2, subject.probe_time
+    x = subject.x(batch, time)
+    whole = subject.oracle(x)
+    for draw in range(6):
+        choice = random.Random(draw)
+        cuts = sorted(choice.sample(range(1, time), min(choice.randint(1, 5), time - 1)))
+        if draw == 0:
+            cuts = [1, 2, time - 1]
+        pieces = list(zip([0, *cuts], [*cuts, time], strict=True))
+        for dtype, module in subject.precisions:
+            for capacity in _capacities(subject, time + 5):
+                state = module.init_state(batch, capacity, dtype=dtype) if choice.random() < 0.5 else None
+                for first, last in pieces:
+                    part = x[:, first:last].to(dtype)
+                    if state is not None and choice.random() < 0.4:
+                        outputs = []
+                        for index in range(last - first):
+                            y, state = module.step(part[:, index], state)
+                            outputs.append(y)
+                        mixed = Mixed(torch.stack(outputs, dim=1), state)
+                        how = "steps"
+                    else:
+                        mixed = module(part, state, capacity=capacity)
+                        how = "forward"
+                    subject.close(mixed.y, whole.y[:, first:last], f"{how} over positions {first} to {last - 1}", time)
+                    state = mixed.state
+                compare_states(subject, module, state, whole.state, f"the state after pieces cut at {cuts}")

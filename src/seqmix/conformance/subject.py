@@ -1,0 +1,205 @@
+"""The mixer under test: built from one of its own examples, with its float64 copy as the oracle.
+
+Shapes: B batch, T time, S source, D model width.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqmix.mixer import Mixed, Mixer, Mixing, State, Traits, build_config
+
+LONGEST = 100
+"""Every example must take sequences of this many positions; no check but the receptive field's uses longer ones."""
+
+STAGES = 8
+"""Reductions that follow one another inside a mixer: in-projection, short convolution, values, matrix, their
+product, norm, gate, out-projection."""
+
+
+class CheckFailure(AssertionError):
+    """A promise of the contract that the mixer does not keep; the message says which and by how much."""
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raises a CheckFailure with the message unless the condition holds."""
+    if not condition:
+        raise CheckFailure(message)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Runs a block from a known state of the global random numbers, and puts them back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    """Standard normal numbers in float64 that are exact in float32, so that both precisions read the same."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).double()
+
+
+def rounding(dtype: torch.dtype, reduction: int) -> float:
+    """The relative error that rounding explains.
+
+    A sum of n terms in any order is off by at most n * eps times the sum of their sizes; a mixer is at most
+    STAGES sums in a row, each over at most `reduction` terms. Nothing else enters, and no mixer has its own.
+    """
+    return STAGES * reduction * torch.finfo(dtype).eps
+
+
+def label(options: Mapping[str, Any], dim: int) -> str:
+    """An example in words."""
+    return ", ".join([f"dim={dim}", *(f"{key}={value!r}" for key, value in options.items())])
+
+
+def stir(mixer: Mixer) -> None:
+    """Moves every parameter whose values are all equal off that value: a zero or a one would hide its absence."""
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+class Subject:
+    """One example of a mixer class, with what the checks need of it.
+
+    mixer: in float32 and eval mode; oracle: its deep copy in float64.
+    """
+
+    def __init__(self, mixer_class: type[Mixer], dim: int, options: Mapping[str, Any]) -> None:
+        self.mixer_class, self.dim, self.options = mixer_class, dim, dict(options)
+        self.config = build_config(mixer_class.config_class, self.options, mixer_class.__name__)
+        self.mixer = self.build(seed=0)
+        self.oracle = copy.deepcopy(self.mixer).double()
+
+    def build(self, seed: int) -> Mixer:
+        """Another mixer of the same class and options, with other numbers for another seed."""
+        with seeded(seed):
+            mixer = self.mixer_class(self.dim, self.config)
+            stir(mixer)
+        return mixer.eval()
+
+    @cached_property
+    def traits(self) -> Traits:
+        return self.mixer.traits
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it maps a sequence to one of the same length with no second sequence."""
+        return not (self.traits.cross or self.traits.resamples)
+
+    @property
+    def precisions(self) -> list[tuple[torch.dtype, Mixer]]:
+        """The oracle first, then the mixer as it is used."""
+        return [(torch.float64, self.oracle), (torch.float32, self.mixer)]
+
+    @property
+    def probe_time(self) -> int:
+        """A length that passes the receptive field where it can, so that every ring buffer goes round."""
+        span = self.mixer.receptive_field
+        return 33 if span is None else min(max(span + 5, 13), LONGEST)
+
+    def reduction(self, time: int) -> int:
+        """The most terms one sum has: the sequence, or a linear layer as wide as four times the model."""
+        return max(time, 4 * self.dim)
+
+    def x(self, batch: int, time: int, seed: int = 0) -> Tensor:
+        """A random sequence (batch, time, dim) in float64."""
+        return normal(batch, time, self.dim, seed=1000 + seed)
+
+    def memory(self, batch: int, seed: int = 0) -> Tensor:
+        """A random second sequence for a cross mixer, of another length than any the checks use."""
+        return normal(batch, 11, self.dim, seed=2000 + seed)
+
+    def extra(self, x: Tensor, seed: int = 0) -> dict[str, Tensor]:
+        """The further arguments that forward and mixing need for x."""
+        return {"memory": self.memory(len(x), seed).to(x.dtype)} if self.traits.cross else {}
+
+    def forward(self, module: Mixer, x: Tensor, seed: int = 0) -> Mixed:
+        """The forward pass without state, with the second sequence where the mixer takes one."""
+        return module(x, **self.extra(x, seed))
+
+    def mixing(self, module: Mixer, x: Tensor, seed: int = 0) -> list[Mixing]:
+        """The matrices, with the second sequence where the mixer takes one."""
+        return module.mixing(x, **self.extra(x, seed))
+
+    def close(self, actual: Tensor, expected: Tensor, what: str, time: int, slack: float = 1.0) -> None:
+        """Fails unless the two agree up to rounding in the precision of `actual`, relative to the largest value."""
+        expect(
+            actual.shape == expected.shape,
+            f"{what} has shape {tuple(actual.shape)} where {tuple(expected.shape)} is expected",
+        )
+        if not expected.numel():
+            return
+        actual, expected = actual.detach(), expected.detach()
+        expect(bool(torch.isfinite(actual).all()), f"{what} holds NaN or infinite values")
+        error = float((actual.double() - expected.double()).abs().max())
+        size = float(expected.abs().max())
+        allowed = slack * rounding(actual.dtype, self.reduction(time)) * size
+        expect(
+            error <= allowed,
+            f"{what} is off by {error:.2g} ({actual.dtype}); rounding explains {allowed:.2g} at a size of {size:.2g}",
+        )
+
+
+def tensors_of(value: Any, name: str = "state") -> dict[str, Tensor]:
+    """All tensors of a state by the path of their field."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    found: dict[str, Tensor] = {}
+    if isinstance(value, State):
+        for field in dataclasses.fields(value):
+            found |= tensors_of(getattr(value, field.name), f"{name}.{field.name}")
+    elif isinstance(value, (tuple, list)):
+        for index, part in enumerate(value):
+            found |= tensors_of(part, f"{name}[{index}]")
+    return found
+
+
+def compare_states(
+    subject: Subject, module: Mixer, actual: State, expected: State, what: str, *, documents: bool = True
+) -> None:
+    """Fails unless `actual`, a state of `module`, is the oracle's `expected`.
+
+    The bookkeeping is equal, a constant state is equal number by number, and both go on alike: through a piece,
+    and through steps. A growing state may hold room to spare, so its tensors are not compared one by one.
+    """
+    expect(type(actual) is type(expected), f"{what} is a {type(actual).__name__}, not a {type(expected).__name__}")
+    expect(
+        torch.equal(actual.position, expected.position),
+        f"{what} says position {actual.position.tolist()} where {expected.position.tolist()} is expected",
+    )
+    if documents:
+        expect(
+            torch.equal(actual.document, expected.document),
+            f"{what} says document {actual.document.tolist()} where {expected.document.tolist()} is expected",
+        )
+    time = int(expected.position.max()) + 1
+    if subject.traits.state_growth == "constant":
+        one, other = tensors_of(actual, what), tensors_of(expected, what)
+        expect(one.keys() == other.keys(), f"{what} has other fields than the state of forward")
+        for name, tensor in one.items():
+            if tensor.is_floating_point():
+                subject.close(tensor, other[name], name, time)
+    batch = len(actual.position)
+    x = subject.x(batch, 5, seed=77)
+    dtype = next(module.parameters(), x).dtype
+    after = module(x[:, :3].to(dtype), actual)
+    reference = subject.oracle(x[:, :3], expected)
+    subject.close(after.y, reference.y, f"the piece that continues {what}", time + 3)
+    mixed, oracle = Mixed(after.y, after.state.clone()), Mixed(reference.y, reference.state.clone())
+    for index in (3, 4):
+        mixed = module.step(x[:, index].to(dtype), mixed.state)
+        oracle = subject.oracle.step(x[:, index], oracle.state)
+        subject.close(mixed.y, oracle.y, f"the step that continues {what}", time + 5)
