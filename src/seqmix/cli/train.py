@@ -1,0 +1,99 @@
+"""`seqmix train`: one model on your data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def train(
+    data: Annotated[
+        str | None, typer.Option(help="A text file, a folder, .jsonl, .parquet, hf:NAME, or python-stdlib.")
+    ] = None,
+    valid: Annotated[str | None, typer.Option(help="The held-out part; by default a share of the documents.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="bytes, bpe:SIZE, or a tokenizer's path. [bytes]")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of `seqmix list`.")] = None,
+    params: Annotated[str | None, typer.Option(help="Size without the embedding, such as 300k or 10M. [1M]")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens in a row. [256]")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Budget: training tokens, such as 2M.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Budget: seconds of training steps.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in --out.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the weights and the order of the data. [0]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows in one optimizer step. [16]")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Pieces that a batch is computed in. [1]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The peak; by default the rule of the model.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. [float32]")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,  # noqa: A002 - the flag's name
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's choice.")] = None,
+    init_from: Annotated[str | None, typer.Option(help="A finished run whose weights are the start.")] = None,
+    evaluate_every: Annotated[
+        float | None, typer.Option(help="Share of the budget between evaluations. [0.25]")
+    ] = None,
+    checkpoint_every_seconds: Annotated[float | None, typer.Option(help="Between checkpoints. [60]")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files as well.")] = False,
+    config: Annotated[str | None, typer.Option(help="A YAML file of settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting; options.NAME for the model's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+) -> int:
+    """Trains one model on your data and leaves a run folder: weights, tokenizer, metrics and checkpoints.
+
+    Settings come from the command line, then --set, then --config. Ctrl-C stops with a checkpoint, and
+    --resume goes on from it (the folder holds the settings, so --out is enough).
+
+    Example: seqmix train --data python-stdlib --model convsamba --params 300k --tokens 1M --out runs/first
+    """
+    given: dict[str, Any] = {
+        "data": data,
+        "valid": valid,
+        "tokenizer": tokenizer,
+        "model": model,
+        "params": params,
+        "context": context,
+        "tokens": tokens,
+        "seconds": seconds,
+        "out": out,
+        "seed": seed,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "compile": compile or None,
+        "device": device,
+        "threads": threads,
+        "init_from": init_from,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every_seconds": checkpoint_every_seconds,
+        "tensorboard": tensorboard or None,
+    }
+
+    from seqmix.cli.output import human_number, human_seconds, print_json, progress
+    from seqmix.training import RunFolder, gather_values, settings_from
+    from seqmix.training import train as run_training
+
+    values = gather_values(
+        config, assignments or [], {name: value for name, value in given.items() if value is not None}
+    )
+    if resume and values.get("out") and (started := RunFolder(values["out"])).is_started:
+        values = {**started.read_settings()["settings"], **values}
+    settings = settings_from(values)
+
+    with progress(f"training {settings.model}") as bar:
+
+        def report(*, step: int, tokens: int, seconds: float, loss: float, time_left: float) -> None:
+            share = seconds / settings.seconds if settings.seconds else tokens / (settings.tokens or 1)
+            bar.update(share, f"step {step}, {human_number(tokens)} tokens, loss {loss:.3f}", time_left)
+
+        result = run_training(settings, resume=resume, reporter=report, message=bar.message)
+    if as_json:
+        print_json(result.to_dict())
+    elif result.bits_per_byte is not None:
+        print(
+            f"{result.folder}: {result.bits_per_byte:.4f} bits per byte after {human_number(result.tokens)} tokens "
+            f"in {human_seconds(result.seconds)} of training"
+        )
+    return 0 if result.status == "finished" else 130

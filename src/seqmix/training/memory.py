@@ -1,0 +1,76 @@
+"""Peak memory of a run, and running out of it in one sentence."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from seqmix.errors import SeqmixError
+
+
+class PeakMemory:
+    """The most memory that training held at once, over what the process held when this object was made.
+
+    On a GPU: what torch's allocator gave out. On Linux's CPU: resident memory, whose high-water mark is
+    set back at the start (so a run is not charged for an earlier one); elsewhere the high-water mark of the
+    whole process, which an earlier and larger run can hide. Resident memory includes weights, gradients,
+    optimizer, activations, and the pages of the token file that were read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._start = torch.cuda.memory_allocated(device)
+            return
+        if sys.platform == "linux":
+            # Memory that was freed but not handed back would make room for the run unseen.
+            with suppress(OSError, AttributeError):
+                ctypes.CDLL(None).malloc_trim(0)
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+        self._start = self._resident("VmRSS")
+
+    def peak(self) -> int:
+        """Bytes."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self._start
+        return max(0, self._resident("VmHWM") - self._start)
+
+    def _resident(self, what: str) -> int:
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+        except (OSError, StopIteration):
+            import resource
+
+            unit = 1 if sys.platform == "darwin" else 1024
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def memory_errors(batch_size: int, context: int) -> Iterator[None]:
+    """Turns running out of memory into a sentence with the remedy."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _out_of_memory(batch_size, context) from error
+    except RuntimeError as error:
+        # The CPU's allocator has no exception class of its own.
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise _out_of_memory(batch_size, context) from error
+
+
+def _out_of_memory(batch_size: int, context: int) -> SeqmixError:
+    return SeqmixError(
+        f"out of memory with batch_size {batch_size} and context {context}: use a smaller --batch-size or --context, "
+        "or compute a batch in pieces with --accumulate"
+    )

@@ -1,0 +1,80 @@
+"""AdamW (arXiv 1711.05101) over two groups of parameters: those that weight decay shrinks and those it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqmix.mixer import Mixer
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The trainable parameters by name: (decayed, left alone).
+
+    Left alone are biases, norms, embeddings, everything with one dimension, and what a mixer's
+    `no_decay` names. A parameter that two modules share is listed once.
+    """
+    alone: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, Mixer):
+            named = dict(module.named_parameters())
+            alone.update(id(named[name]) for name in module.no_decay())
+        elif isinstance(module, (nn.Embedding, *_NORMS)):
+            alone.update(id(parameter) for parameter in module.parameters(recurse=False))
+    decayed: dict[str, nn.Parameter] = {}
+    kept: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        untouched = id(parameter) in alone or parameter.ndim < 2 or name.rpartition(".")[2].startswith("bias")
+        (kept if untouched else decayed)[name] = parameter
+    return decayed, kept
+
+
+def make_optimizer(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW, fused where the device has that (CPU and CUDA do); the schedule sets the rate before each step."""
+    decayed, kept = decay_groups(model)
+    groups: list[dict[str, Any]] = [
+        {"params": list(decayed.values()), "weight_decay": weight_decay},
+        {"params": list(kept.values()), "weight_decay": 0.0},
+    ]
+    parameters = [*decayed.values(), *kept.values()]
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=0.0,
+        betas=betas,
+        eps=1e-8,
+        fused=fused or None,
+    )
+
+
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The parameters' names in the order in which the optimizer counts them."""
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers, as `NAME OF PARAMETER/NAME OF VALUE`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}/{key}": value
+        for index, name in enumerate(_names(model, optimizer))
+        for key, value in state.get(index, {}).items()
+    }
+
+
+def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts what `optimizer_tensors` returned back."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, what = key.rpartition("/")
+        by_name.setdefault(name, {})[what] = value
+    state = {index: by_name[name] for index, name in enumerate(_names(model, optimizer)) if name in by_name}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,251 @@
+"""From settings to a finished run: `train` puts the parts together, and `TrainResult` says what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from seqmix.data import Corpus, load_corpus
+from seqmix.errors import InputError
+from seqmix.models import SeqmixForCausalLM, create_model, preset
+from seqmix.training.environment import describe_environment
+from seqmix.training.loop import Training
+from seqmix.training.memory import PeakMemory, memory_errors
+from seqmix.training.processes import OneProcess, Processes
+from seqmix.training.progress import Reporter
+from seqmix.training.random_state import seed_everything
+from seqmix.training.run_folder import RunFolder, open_run
+from seqmix.training.settings import TrainSettings
+from seqmix.training.stopping import stop_on_signal
+from seqmix.training.weights import load_weights, read_run_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run came to.
+
+    status: "finished", or "interrupted" by a signal, with a checkpoint to go on from; the evaluations are then None.
+    tokens, steps: trained on. seconds: spent in training steps.
+    bits_per_byte: of the final weights on the held-out part (`final_evaluate_tokens` of it).
+    best_bits_per_byte: the lowest on the first `evaluate_tokens` of it, on the way or at the end.
+    final_loss: training loss at the end, nats per token, smoothed over about 20 steps.
+    peak_memory_bytes: see `PeakMemory`. resumed_from: the step at which this call took up the run, or None.
+    parameters: without the embedding. learning_rate: the peak.
+    """
+
+    folder: str
+    status: Literal["finished", "interrupted"]
+    steps: int
+    tokens: int
+    seconds: float
+    bits_per_byte: float | None
+    best_bits_per_byte: float | None
+    final_loss: float | None
+    peak_memory_bytes: int
+    resumed_from: int | None
+    parameters: int
+    learning_rate: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a JSON value."""
+        return dataclasses.asdict(self)
+
+
+def train(
+    settings: TrainSettings,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    message: Callable[[str], None] | None = None,
+    processes: Processes | None = None,
+) -> TrainResult:
+    """Trains one model and leaves a run folder behind.
+
+    Args:
+        resume: go on from the newest good checkpoint in `settings.out`; where there is none yet, start.
+        reporter: is told how it goes, a few times a second.
+        message: is told what the user should know; None writes it to stderr.
+        processes: who else trains the same model; None is nobody.
+
+    Raises:
+        InputError: settings, data or the folder cannot be used.
+        SeqmixError: the loss went wrong, or memory or the disk ran out. The last checkpoint stays.
+    """
+    say = _to_stderr if message is None else message
+    processes = OneProcess() if processes is None else processes
+    device = choose_device(settings.device)
+    with (
+        open_run(settings, resume=resume) as run,
+        _threads(settings.threads),
+        memory_errors(settings.batch_size, settings.context),
+    ):
+        if run.is_finished:
+            say(f"the run in {str(run.path)!r} is finished already")
+            stored = run.read_result()
+            return TrainResult(**{**stored["result"], "folder": str(run.path)})
+        seed_everything(settings.seed)
+        corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer)
+        memory = PeakMemory(device)
+        model = _make_model(settings, corpus)
+        nn.Module.to(model, device)
+        training = Training(
+            settings=settings,
+            model=model,
+            corpus=corpus,
+            run_folder=run,
+            device=device,
+            peak_rate=_peak_rate(settings, model),
+            processes=processes,
+            memory=memory,
+            reporter=reporter,
+            message=say,
+        )
+        is_going_on = resume and run.is_started
+        if is_going_on:
+            _check_same(run, corpus, device, say)
+        elif processes.writes_files:
+            if resume:
+                say(f"there is no run in {str(run.path)!r} yet: starting at step 0")
+            run.write_settings(_describe(settings, corpus, training))
+        return _carry_out(training, resume=is_going_on)
+
+
+def _carry_out(training: Training, *, resume: bool) -> TrainResult:
+    """Trains, evaluates and writes the result."""
+    resumed_from = training.go_on(resume=resume)
+    with closing(training):
+        with stop_on_signal() as stop:
+            is_done = training.run(stop)
+        progress, settings = training.progress, training.settings
+        run = training.run_folder
+        result = TrainResult(
+            folder=str(run.path),
+            status="interrupted",
+            steps=progress.step,
+            tokens=training.tokens,
+            seconds=progress.seconds,
+            bits_per_byte=None,
+            best_bits_per_byte=progress.best,
+            final_loss=progress.monitor.smoothed,
+            peak_memory_bytes=progress.peak_memory,
+            resumed_from=resumed_from,
+            parameters=training.model.non_embedding_parameters,
+            learning_rate=training.peak_rate,
+        )
+        if not is_done:
+            training.message(
+                f"stopped at step {progress.step} with a checkpoint: "
+                f"continue with seqmix train --resume --out {run.path}"
+            )
+            return result
+        last = training.evaluate(settings.evaluate_tokens)
+        if last.tokens < len(training.corpus.valid) - 1 and settings.evaluate_tokens != settings.final_evaluate_tokens:
+            last = training.evaluate(settings.final_evaluate_tokens, final=True)
+        result = dataclasses.replace(
+            result, status="finished", bits_per_byte=last.bits_per_byte, best_bits_per_byte=progress.best
+        )
+        if training.metrics is not None:
+            training.metrics.sync()
+            run.finish(lambda folder: _save_model(training, folder), {"result": result.to_dict()})
+        return result
+
+
+def _save_model(training: Training, folder: Path) -> None:
+    training.model.save_pretrained(folder)
+    training.corpus.tokenizer.save_pretrained(folder)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of a name; None is a GPU where there is one."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is not known: use cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name!r} is not there ({torch.cuda.device_count()} GPUs are seen): use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps", "xpu"):
+        raise InputError(f"device {name!r} cannot train: use cpu or cuda")
+    return device
+
+
+def _make_model(settings: TrainSettings, corpus: Corpus) -> SeqmixForCausalLM:
+    model = create_model(
+        settings.model,
+        vocab_size=corpus.vocab_size,
+        params=settings.params,
+        context=settings.context,
+        **settings.options,
+    )
+    if settings.init_from is not None:
+        load_weights(model, read_run_weights(Path(settings.init_from)), f"the run {settings.init_from!r}")
+    return model
+
+
+def _peak_rate(settings: TrainSettings, model: SeqmixForCausalLM) -> float:
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return preset(settings.model).learning_rate(model.non_embedding_parameters)
+
+
+def _describe(settings: TrainSettings, corpus: Corpus, training: Training) -> dict[str, Any]:
+    """What settings.json holds: everything that decided the run."""
+    return {
+        "settings": settings.to_dict(),
+        "environment": describe_environment(training.device),
+        "corpus": {
+            "name": corpus.name,
+            "fingerprint": corpus.fingerprint,
+            "vocab_size": corpus.vocab_size,
+            "train_tokens": len(corpus.train),
+            "valid_tokens": len(corpus.valid),
+        },
+        "model": {
+            "non_embedding_parameters": training.model.non_embedding_parameters,
+            "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
+        },
+        "learning_rate": training.peak_rate,
+    }
+
+
+def _check_same(run: RunFolder, corpus: Corpus, device: torch.device, say: Callable[[str], None]) -> None:
+    """Refuses to go on with other data; other software or hardware only changes the last digits, and is said."""
+    stored = run.read_settings()
+    if stored["corpus"]["fingerprint"] != corpus.fingerprint:
+        raise InputError(
+            f"the data of the run in {str(run.path)!r} have changed since it was started: "
+            "bring them back, or start a new run with another --out"
+        )
+    before, now = stored["environment"], describe_environment(device)
+    pairs = {
+        "torch": (before["versions"]["torch"], now["versions"]["torch"]),
+        "threads": (before["threads"], now["threads"]),
+        "device": (before["hardware"]["device"], now["hardware"]["device"]),
+    }
+    for name, (old, new) in pairs.items():
+        if old != new:
+            say(f"the run was started with {name} {old} and goes on with {new}: the last digits may differ")
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
