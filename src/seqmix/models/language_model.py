@@ -18,7 +18,7 @@ from seqmix.mixer import BOOKKEEPING_BYTES, Mixer, place
 from seqmix.mixers.rotary import rotate
 from seqmix.models.block import Block, make_norm
 from seqmix.models.config import SeqmixConfig
-from seqmix.models.padding import documents_of_mask, forward_padded
+from seqmix.models.padding import documents_of_mask, forward_padded, padding_is_documents
 from seqmix.models.state import ModelState, SeqmixCache
 
 
@@ -122,8 +122,9 @@ class SeqmixModel(SeqmixPreTrainedModel):
         cache = past_key_values
         state = None if cache is None else cache.state
         mask = None if attention_mask is None else attention_mask[:, -time:].bool()
-        if mask is not None and (state is not None or use_cache) and not _is_left_padded(mask, state):
-            hidden, after = forward_padded(self, embeddings, mask, state)
+        keeps_state = use_cache or cache is not None
+        if mask is not None and not padding_is_documents(mask, keeps_state, continues=state is not None):
+            hidden, after = forward_padded(self, embeddings, mask, state, document_ids)
         else:
             if mask is not None:
                 document_ids = documents_of_mask(mask, document_ids)
@@ -132,17 +133,10 @@ class SeqmixModel(SeqmixPreTrainedModel):
                 hidden = hidden[:, None]
             else:
                 hidden, after = self.mix(embeddings, state, document_ids=document_ids)
-        if use_cache or cache is not None:
+        if keeps_state:
             cache = SeqmixCache() if cache is None else cache
             cache.state, cache.seen = after, cache.seen + time
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
-
-
-def _is_left_padded(mask: Tensor, state: ModelState | None) -> bool:
-    """Whether padding, if any, stands only before the first token: then it is a document of its own."""
-    if state is not None:
-        return bool(mask.all())
-    return bool((mask[:, 1:] >= mask[:, :-1]).all()) and bool(mask[:, -1].all())
 
 
 class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from seqmix.models.language_model import SeqmixModel
 
 
+def padding_is_documents(mask: Tensor, keeps_state: bool, continues: bool) -> bool:
+    """Whether padding (mask False) can be read as documents of its own.
+
+    It can where each row's tokens are in one piece; where a state is kept, they must also end the piece. In a piece
+    that continues a state it would come between the tokens and their past.
+    """
+    if continues:
+        return bool(mask.all())
+    starts = mask[:, 0] + (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
+    return bool((starts <= 1).all()) and (not keeps_state or bool(mask[:, -1].all()))
+
+
 def documents_of_mask(mask: Tensor, document_ids: Tensor | None) -> Tensor | None:
     """document_ids in which padding (mask False) is a document of its own; None where nothing is padded."""
     if bool(mask.all()):
@@ -23,12 +35,14 @@ def documents_of_mask(mask: Tensor, document_ids: Tensor | None) -> Tensor | Non
 
 
 def forward_padded(
-    model: SeqmixModel, embeddings: Tensor, mask: Tensor, state: ModelState | None
+    model: SeqmixModel, embeddings: Tensor, mask: Tensor, state: ModelState | None, document_ids: Tensor | None
 ) -> tuple[Tensor, ModelState]:
     """Reads each row's tokens as if its padding were not there, whatever side it is on.
 
     Rows with equally many tokens are read together. The hidden states of padding are zero.
     """
+    if document_ids is not None:
+        raise InputError("document_ids with padding between tokens cannot be read: leave the padding out")
     counts = mask.sum(dim=1)
     hidden = torch.zeros_like(embeddings)
     parts, rows_of_parts = [], []
