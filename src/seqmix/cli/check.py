@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from seqmix.conformance import CheckResult
 
 
 def check(
@@ -16,57 +20,56 @@ def check(
     only: Annotated[list[str] | None, typer.Option(help="Run this check alone; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Check that mixers keep the contract: forward equals steps, the matrix is true, the costs are real.
+    """Holds mixers to the contract: forward equals steps, the matrix is true, the costs are real.
 
-    Example: seqmix check gated_conv        or        seqmix check my_mixer.py:MyMixer --only causality
+    Example: seqmix check my_mixer.py:MyMixer --only causality
     """
-    import json
-
-    from rich.console import Console
-    from rich.progress import track
-
-    from seqmix.conformance import check_mixer, summarize
+    from seqmix.cli.output import print_json, progress
+    from seqmix.conformance import CHECKS, check_mixer, summarize
     from seqmix.conformance.targets import find_mixers
     from seqmix.errors import InputError
 
     if every == bool(names):
         raise InputError("name a mixer to check, or give --all (and not both): seqmix list shows the names")
-    messages = Console(stderr=True)
     mixers = find_mixers(names or [])
-    shown = track(mixers.items(), "checking", console=messages, transient=True, disable=not messages.is_terminal)
-    results = {name: check_mixer(mixer_class, checks=only) for name, mixer_class in shown}
+    chosen = only or list(CHECKS)
+    results: dict[str, list[CheckResult]] = {name: [] for name in mixers}
+    with progress("checking") as bar:
+        for number, (name, mixer_class) in enumerate(mixers.items()):
+            for place, check_name in enumerate(chosen):
+                bar.update((number + place / len(chosen)) / len(mixers), note=f"{name}: {check_name}")
+                results[name] += check_mixer(mixer_class, checks=[check_name])
     summaries = {name: summarize(found) for name, found in results.items()}
-    counts = [status for summary in summaries.values() for status in summary.values()]
-    passed, failed = counts.count("passed"), counts.count("failed")
+    statuses = [status for summary in summaries.values() for status in summary.values()]
+    passed, failed = statuses.count("passed"), statuses.count("failed")
     if as_json:
-        typer.echo(json.dumps({"mixers": summaries, "passed": passed, "failed": failed}))
+        print_json({"mixers": summaries, "passed": passed, "failed": failed})
     else:
-        _print_table(results)
-        expected = counts.count("expected failure")
+        _print_results(results, summaries)
+        expected = statuses.count("expected failure")
         typer.echo(f"{passed} passed, {failed} failed" + (f", {expected} expected to fail" if expected else ""))
     if failed:
         raise typer.Exit(1)
 
 
-def _print_table(results: dict) -> None:
-    """A line for each check, a column for each mixer, then what failed, in words."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _print_results(
+    results: Mapping[str, Sequence[CheckResult]], summaries: Mapping[str, Mapping[str, str]]
+) -> None:
+    """A row for each check and a column for each mixer, then each failure in words, once for all its examples."""
+    from seqmix.cli.output import print_table
+    from seqmix.conformance import CHECKS
 
-    from seqmix.conformance import CHECKS, summarize
-
-    marks = {"passed": ("passed", "green"), "failed": ("failed", "bold red"), "expected failure": ("expected", "yellow")}
-    summaries = {name: summarize(found) for name, found in results.items()}
-    table = Table("check", *(Text(name) for name in results), box=None, pad_edge=False)
-    for check_name in CHECKS:
-        if any(check_name in summary for summary in summaries.values()):
-            cells = [marks.get(summary.get(check_name, ""), ("–", "dim")) for summary in summaries.values()]
-            table.add_row(check_name, *(Text(word, style=style) for word, style in cells))
-    console = Console()
-    console.print(table)
-    for name, found in results.items():
+    words = {"passed": "passed", "failed": "FAILED", "expected failure": "expected", "": "–"}
+    rows = [
+        [name, *(words[summary.get(name, "")] for summary in summaries.values())]
+        for name in CHECKS
+        if any(name in summary for summary in summaries.values())
+    ]
+    print_table(["check", *summaries], rows, left=list(summaries))
+    for mixer, found in results.items():
+        grouped: dict[tuple[str, str, str], list[str]] = {}
         for result in found:
             if result.status != "passed":
-                console.print(Text(f"\n{name}, {result.check} ({result.example}): {result.status}", style="bold"))
-                console.print(Text(result.message))
+                grouped.setdefault((result.check, result.status, result.message), []).append(result.example)
+        for (name, status, message), examples in grouped.items():
+            typer.echo(f"{mixer}, {name}: {status} for {'; '.join(examples)}\n    {message}\n")
