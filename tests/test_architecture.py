@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"errors"},
     "mixer": {"cost", "errors", "kernels"},
     "mixers": GROUND,
-    "conformance": GROUND | {"mixers"},
+    "flop_counter": set(),
+    "conformance": GROUND | {"flop_counter", "mixers"},
     "models": GROUND | {"mixers"},
     "hf": MODELS,
     "data": {"errors"},
@@ -38,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "seqmix": set(),
 }
-TORCH_ALONE = {"cost", "errors", "kernels", "mixer", "mixers", "conformance"}
+TORCH_ALONE = {"cost", "errors", "flop_counter", "kernels", "mixer", "mixers", "conformance"}
 LIBRARIES = {
     "accelerate",
     "datasets",
