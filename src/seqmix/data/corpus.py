@@ -30,6 +30,7 @@ from seqmix.data.tokenizers import (
     byte_tokenizer,
     load_tokenizer,
     read_saved_tokenizer,
+    save_tokenizer,
     tokenizer_key,
     train_bpe,
 )
@@ -142,8 +143,8 @@ def _cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 def _open(folder: Path, source: Source) -> Corpus | None:
     """The corpus in a folder of the cache, or None when it is absent, damaged, or of another format."""
-    header = read_header(folder)
-    if header is None or header.get("format") != _FORMAT:
+    header = read_header(folder, _FORMAT)
+    if header is None:
         return None
     train = open_store(folder, "train", header["train"])
     valid = open_store(folder, "valid", header["valid"])
@@ -187,13 +188,13 @@ def _build(
             header[name], lossless = write_part(folder, name, documents, spans, tokenizer, report)
             if not lossless:
                 notes.append(f"the tokenizer {spec} changes the text: bits per byte then count what is lost as known")
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         header["tokenizer_sha256"] = _tokenizer_hash(folder)
         header["notes"] = list(dict.fromkeys(notes))
         write_header(folder, header)
         for path in folder.glob("*.text"):
             path.unlink()
-        _publish(folder, root / key)
+        _publish(folder, root / key, source)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -219,7 +220,7 @@ def _read_and_split(
 
 def _read(folder: Path, source: Source, role: Role, report: Progress, name: str | None = None) -> Documents:
     report(f"reading {source.name}")
-    documents = store_documents(source.documents(role), folder / f"{name or role}.text")
+    documents = store_documents(source.documents(role), folder / f"{name or role}.text", report)
     if not len(documents):
         raise InputError(f"{source.name} holds no text: give a source that does")
     return documents
@@ -235,14 +236,19 @@ def _make_tokenizer(spec: str, documents: Documents, split: Split, report: Progr
     return train_bpe(training_texts(documents, split.train), size)
 
 
-def _publish(folder: Path, final: Path) -> None:
-    """Renames a finished folder; another process that was faster has written the same."""
-    shutil.rmtree(final, ignore_errors=True)
-    try:
-        os.rename(folder, final)
-    except OSError:
-        if not final.is_dir():
-            raise
+def _publish(folder: Path, final: Path, source: Source) -> None:
+    """Renames a finished folder, in the place of a damaged one; a process that was faster has written the same."""
+    for _ in range(2):
+        try:
+            os.rename(folder, final)
+            return
+        except OSError:
+            if not final.is_dir():
+                raise
+        if _open(final, source) is not None:
+            return
+        shutil.rmtree(final, ignore_errors=True)
+    raise OSError(f"{final} holds damaged files that cannot be removed")
 
 
 def _remove_stale(root: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from seqmix.data.readers import PIECE_BYTES, Document
 
 _CUT_SEARCH_BYTES = 1 << 16
+_REPORT_EVERY_BYTES = 1 << 26
 
 
 class Documents:
@@ -51,9 +52,10 @@ class Documents:
         return self._files[index] + (f", row {self._rows[index]}" if self._rows[index] else "")
 
 
-def store_documents(documents: Iterable[Document], path: Path) -> Documents:
+def store_documents(documents: Iterable[Document], path: Path, report: Callable[[str], None]) -> Documents:
     """Writes the documents to `path`, without those that are empty."""
     offsets, digests, files, rows = [0], [], [], []
+    reported = 0
     with path.open("wb") as out:
         for document in documents:
             digest = hashlib.blake2b(digest_size=16)
@@ -67,6 +69,9 @@ def store_documents(documents: Iterable[Document], path: Path) -> Documents:
                 digests.append(digest.digest())
                 files.append(document.file)
                 rows.append(document.row)
+                if offsets[-1] - reported >= _REPORT_EVERY_BYTES:
+                    reported = offsets[-1]
+                    report(f"reading: {reported / 1e6:.0f} MB so far, {document.file}")
     return Documents(path, offsets, digests, files, rows)
 
 

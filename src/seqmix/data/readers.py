@@ -134,8 +134,14 @@ def _parquet_documents(path: Path, name: str) -> Iterator[Document]:
                 if content is not None:
                     yield Document(name, number, [encode_text(content, f"{name}, row {number}")])
         except pa.ArrowException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{name} is not a readable parquet file ({reason}): write or download it again") from error
+            raise InputError(
+                f"{name} is not a readable parquet file ({reason_of(error)}): write or download it again"
+            ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what another library says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def encode_text(content: object, where: str) -> bytes:

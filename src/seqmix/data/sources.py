@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from seqmix.data.readers import TEXT_FIELD, Document, encode_text, is_text, read_documents
+from seqmix.data.readers import TEXT_FIELD, Document, encode_text, is_text, read_documents, reason_of
 from seqmix.errors import InputError, SeqmixError, unknown_name
 
 Role = Literal["train", "valid"]
@@ -218,7 +218,8 @@ def _hub_source(spec: str) -> HubSource:
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise InputError(f"{spec} needs the datasets library: pip install 'seqmix[data]'") from error
-    attempts = {1: [parts], 2: [["/".join(parts)], parts], 3: [["/".join(parts[:2]), parts[2]]]}[len(parts)]
+    # Two parts are an owner and a name, or a name and a config.
+    attempts = [["/".join(parts[:2]), *parts[2:]], *([parts] if len(parts) == 2 else [])]
     failures: list[Exception] = []
     for arguments in attempts:
         try:
@@ -227,9 +228,9 @@ def _hub_source(spec: str) -> HubSource:
             if isinstance(error, InputError):
                 raise
             failures.append(error)
-    reason = (str(failures[0]).strip() or type(failures[0]).__name__).splitlines()[0]
-    raise SeqmixError(
-        f"{spec} could not be loaded ({reason}): check the name, the config and the network"
+    kind = InputError if all(isinstance(error, (DatasetsError, ValueError)) for error in failures) else SeqmixError
+    raise kind(
+        f"{spec} could not be loaded ({reason_of(failures[0])}): check the name, the config and the network"
     ) from failures[0]
 
 

@@ -92,9 +92,12 @@ def _cut_largest(documents: Documents, copies: dict[bytes, list[int]], target: f
 
 
 def _line_start(documents: Documents, index: int, wanted: int) -> int:
-    """The start of the line nearest to `wanted`, else of a character; never the document's own start or end."""
+    """The start of the line nearest to `wanted`, at most the held-out size away, else of a character.
+
+    Never the document's own start or end.
+    """
     text = documents.text(index)
-    window = 1 << 20
+    window = min(1 << 20, len(text) - wanted)
     before = bytes(text[max(0, wanted - window) : wanted]).rfind(b"\n")
     after = bytes(text[wanted : wanted + window]).find(b"\n")
     starts = []

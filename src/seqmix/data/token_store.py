@@ -126,20 +126,27 @@ def open_store(folder: Path, name: str, header: dict[str, Any]) -> TokenStore | 
 
 
 def write_header(folder: Path, header: dict[str, Any]) -> None:
-    """Writes corpus.json."""
+    """Writes corpus.json, with a hash of its own content."""
+    header = {**header, "sha256": _header_hash(header)}
     with (folder / "corpus.json").open("w", encoding="utf-8") as file:
         json.dump(header, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_header(folder: Path) -> dict[str, Any] | None:
-    """corpus.json, or None when it is missing or no JSON object."""
+def read_header(folder: Path, version: int) -> dict[str, Any] | None:
+    """corpus.json, or None when it is missing, altered, or of another version."""
     try:
         header = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return header if isinstance(header, dict) else None
+    if not isinstance(header, dict) or header.pop("sha256", None) != _header_hash(header):
+        return None
+    return header if header.get("format") == version else None
+
+
+def _header_hash(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def memory_store(documents: Iterable[bytes], end_id: int) -> TokenStore:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from seqmix.data.readers import reason_of
 from seqmix.errors import InputError, SeqmixError
 
 END = "<|end|>"
@@ -69,9 +70,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         else:
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), clean_up_tokenization_spaces=False)
     except Exception as error:  # the Rust parser raises a bare Exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{file} is not a readable tokenizer ({reason}): give a tokenizer.json of Hugging Face"
+            f"{file} is not a readable tokenizer ({reason_of(error)}): give a tokenizer.json of Hugging Face"
         ) from error
     if tokenizer.eos_token is None:
         known = tokenizer.get_vocab()
@@ -166,8 +166,18 @@ def decode_text(content: bytes, name: str, offset: int) -> str:
         ) from error
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes tokenizer.json and tokenizer_config.json; OSError when they cannot be written."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # the Rust writer raises a bare Exception
+        raise OSError(str(error)) from error
+
+
 def read_saved_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder that `save_pretrained` wrote; SeqmixError when it cannot be read."""
+    """What `save_tokenizer` wrote; SeqmixError when it cannot be read."""
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:
