@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import itertools
 import os
 import sys
@@ -110,8 +111,8 @@ def _run(name: str, arguments: list[str]) -> int:
     function = getattr(importlib.import_module(module), attribute)
     import typer
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name=name)(_without_interrupts(function))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name=name, help=_help_text(function))(_without_interrupts(function))
     program = typer.main.get_command(app)
     try:
         status = program.main(args=arguments, prog_name=f"seqmix {name}", standalone_mode=False)
@@ -123,6 +124,12 @@ def _run(name: str, arguments: list[str]) -> int:
             words = words.replace("Invalid value for", f"Invalid value{_given(error.param.opts, arguments)} for", 1)
         raise InputError(f"{words[:1].lower()}{words[1:]}; see seqmix {name} --help") from error
     return status if isinstance(status, int) else 0
+
+
+def _help_text(function: Callable[..., Any]) -> str:
+    """The docstring, its examples marked so that they are not wrapped and can be copied."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join(f"\b\n{text}" if text.startswith("Example") else text for text in paragraphs)
 
 
 def _given(spellings: Sequence[str], arguments: Sequence[str]) -> str:
