@@ -145,22 +145,34 @@ class PackedStream:
         return begin + _permutation((self.seed, epoch, 1), self._first_row(epoch + 1) - begin)
 
 
-def held_out_rows(store: TokenStore, context: int, batch_size: int = 16) -> Iterator[Batch]:
+def held_out_rows(
+    store: TokenStore, context: int, batch_size: int = 16, *, max_tokens: int | None = None
+) -> Iterator[Batch]:
     """The held-out part in order, in batches of up to `batch_size` rows: every token but the first is a target once.
 
-    The last row is filled up with targets -100, as a document of its own.
+    The last row is filled up with targets -100, as a document of its own. With `max_tokens` below the number of
+    targets: only as many whole rows as it allows (at least one), spread evenly over the part.
     """
     if context < 1 or batch_size < 1:
         raise InputError(f"context {context} and batch size {batch_size}: both must be at least 1")
+    if max_tokens is not None and max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}: it must be at least 1")
     if len(store) < 2:
         raise InputError(f"the held-out part holds {len(store)} tokens: give at least a byte of text")
     layout = _Layout(store.documents[:-1], store.documents)
     targets = len(store) - 1
     full = targets // context
-    for row in range(0, full, batch_size):
-        positions = np.arange(row, min(row + batch_size, full), dtype=np.int64) * context
+    places_of_rows = np.arange(full, dtype=np.int64)
+    is_part = full > 0 and max_tokens is not None and max_tokens < targets
+    if is_part and max_tokens is not None:
+        count = max(1, min(full, max_tokens // context))
+        places_of_rows = np.arange(count, dtype=np.int64) * full // count
+    for row in range(0, len(places_of_rows), batch_size):
+        positions = places_of_rows[row : row + batch_size] * context
         ids, places, inside = layout.read(store, positions, context + 1)
         yield _batch(ids, places[:, :-1] if inside else None)
+    if is_part:
+        return
     rest = targets - full * context
     if rest:
         ids, places, _ = layout.read(store, np.array([full * context], dtype=np.int64), rest + 1)

@@ -1,0 +1,250 @@
+"""How well a model predicts held-out text: bits per byte, perplexity, and the loss by position.
+
+    bits per byte = sum over targets of -log2 p(target | what precedes it in its document) / bytes of text
+
+Documents are isolated. The <|end|> that follows a document is a target like any other, so its bits count, while
+bytes and words are those of the text alone; the first <|end|> has nothing before it and is no target.
+Perplexity is exp of the mean loss, over tokens or over words (`TokenStore.words`, as papers on WikiText count).
+
+Where only a part of the targets is read, its bytes and words are taken as the same share of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqmix.data import IGNORED, Batch, TokenStore, held_out_rows
+from seqmix.errors import InputError
+
+BLOCKS = 32
+"""Consecutive parts of the held-out text whose bits per byte are given one by one."""
+
+EXACT_POSITIONS = 1 << 16
+"""Positions beyond this are given in bins alone: a document may have billions."""
+
+MAX_LOGITS = 1 << 26
+"""Logits held at once; a batch of more rows is evaluated in smaller ones, which changes nothing but memory."""
+
+_BINS_PER_OCTAVE = 8
+
+
+class LossByPosition(NamedTuple):
+    """bits: mean bits a token, by how many tokens of the document the model had read before the target's input.
+
+    positions: 0 is the input <|end|> or the first of a row; only those that occur. In bins they are the mean of a bin.
+    """
+
+    positions: list[float]
+    bits: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model makes of held-out text.
+
+    bits_per_byte: over the text's bytes. loss: nats a token. perplexity, word_perplexity: exp of nats a token, a word.
+    tokens: targets that were scored. bytes, words: of text that they stand for.
+    loss_by_position: position by position, up to `EXACT_POSITIONS`.
+    loss_by_position_bins: all positions, in bins that widen with the position (eight an octave).
+    bits_by_block: bits per byte of `BLOCKS` consecutive parts (fewer for a short text), equal in tokens, at the mean
+        bytes a token.
+    """
+
+    bits_per_byte: float
+    loss: float
+    perplexity: float
+    word_perplexity: float
+    tokens: int
+    bytes: float
+    words: float
+    loss_by_position: LossByPosition
+    loss_by_position_bins: LossByPosition
+    bits_by_block: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurements as a JSON value; of the positions the bins."""
+        return {
+            "bits_per_byte": self.bits_per_byte,
+            "perplexity": self.perplexity,
+            "word_perplexity": self.word_perplexity,
+            "tokens": self.tokens,
+            "loss": self.loss,
+            "bytes": self.bytes,
+            "words": self.words,
+            "loss_by_position": {
+                "position": self.loss_by_position_bins.positions,
+                "bits": self.loss_by_position_bins.bits,
+            },
+            "bits_by_block": self.bits_by_block,
+        }
+
+
+def evaluate(
+    model: nn.Module,
+    store: TokenStore,
+    *,
+    context: int,
+    batch_size: int = 16,
+    device: torch.device | str | None = None,
+    max_tokens: int | None = None,
+) -> Evaluation:
+    """Scores the held-out part in rows of `context` tokens; the result does not depend on the batch size.
+
+    Args:
+        model: a causal language model, called with input_ids, document_ids and use_cache; in its own precision, the
+            loss is taken in float32 or better. It is in training mode afterwards if it was before.
+        device: where the model is; None asks its parameters.
+        max_tokens: read only about as many targets, in rows spread evenly over the part.
+
+    Raises:
+        InputError: no text, or sizes below 1.
+    """
+    device = _device_of(model) if device is None else torch.device(device)
+    rows = min(batch_size, max(1, MAX_LOGITS // (context * _vocabulary(model))))
+    targets = len(store) - 1
+    if max_tokens is not None:
+        targets = min(targets, max(context, max_tokens // context * context))
+    sums = LossSums(expected=targets)
+    with evaluating(model):
+        for batch in held_out_rows(store, context, rows if batch_size > 0 else batch_size, max_tokens=max_tokens):
+            logits = model(
+                input_ids=batch.input_ids.to(device),
+                document_ids=None if batch.document_ids is None else batch.document_ids.to(device),
+                use_cache=False,
+            ).logits
+            sums.add(token_losses(logits, batch.targets.to(device)), batch.targets, _offsets(batch))
+    return sums.result(store)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, for the length of a with block."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """-ln p of each target (batch, time), in at least float32; 0 where the target is `IGNORED`."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    flat = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return flat.view(targets.shape)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _vocabulary(model: Any) -> int:
+    return max(1, int(model.config.vocab_size))
+
+
+def _offsets(batch: Batch) -> Tensor:
+    """(rows, context): how many tokens of its document stand before each input in its row."""
+    steps = torch.arange(batch.input_ids.shape[1]).expand(batch.input_ids.shape)
+    if batch.document_ids is None:
+        return steps
+    ids = batch.document_ids
+    begins = torch.zeros_like(steps)
+    begins[:, 1:] = torch.where(ids[:, 1:] != ids[:, :-1], steps[:, 1:], 0)
+    return steps - begins.cummax(dim=1).values
+
+
+class LossSums:
+    """Adds up losses in float64: in all, by position, and by block of the text.
+
+    Args:
+        expected: how many targets will come, which decides where blocks end.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self._blocks = min(BLOCKS, max(1, expected))
+        self._expected = max(1, expected)
+        self._block_sums = np.zeros(self._blocks)
+        self._block_counts = np.zeros(self._blocks, np.int64)
+        self._exact_sums = np.zeros(EXACT_POSITIONS)
+        self._exact_counts = np.zeros(EXACT_POSITIONS, np.int64)
+        self._bin_sums = np.zeros(_BINS_PER_OCTAVE * 64)
+        self._bin_positions = np.zeros(_BINS_PER_OCTAVE * 64)
+        self._bin_counts = np.zeros(_BINS_PER_OCTAVE * 64, np.int64)
+        self.tokens = 0
+
+    def add(self, losses: Tensor, targets: Tensor, offsets: Tensor, order: Tensor | None = None) -> None:
+        """Adds losses (rows, time) of targets (rows, time), -100 left out, at offsets (rows, time).
+
+        Args:
+            order: (rows, time), the place of each target in the text; None where they come in order.
+        """
+        kept = (targets != IGNORED).cpu().numpy()
+        values = losses.cpu().double().numpy()[kept]
+        places = offsets.cpu().numpy()[kept]
+        turns = np.arange(self.tokens, self.tokens + len(values)) if order is None else order.cpu().numpy()[kept]
+        blocks = np.minimum(turns * self._blocks // self._expected, self._blocks - 1)
+        _accumulate(blocks, values, self._block_sums, self._block_counts)
+        near = places < EXACT_POSITIONS
+        _accumulate(places[near], values[near], self._exact_sums, self._exact_counts)
+        bins = np.floor(_BINS_PER_OCTAVE * np.log2(places + 1.0)).astype(np.int64)
+        _accumulate(bins, values, self._bin_sums, self._bin_counts)
+        self._bin_positions += np.bincount(bins, places, minlength=len(self._bin_positions))
+        self.tokens += len(values)
+
+    def result(self, store: TokenStore) -> Evaluation:
+        """The measurements; `store` is the part that the targets came from.
+
+        Raises:
+            InputError: nothing was added, or the store holds no text.
+        """
+        if self.tokens == 0 or store.bytes == 0:
+            raise InputError("the held-out part holds no text to score: give at least a byte of text")
+        nats = math.fsum(self._block_sums)
+        share = self.tokens / (len(store) - 1)
+        text_bytes, words = share * store.bytes, share * max(1, store.words)
+        loss = nats / self.tokens
+        tokens_per_byte = self.tokens / text_bytes
+        exact, bins = self._exact_counts > 0, self._bin_counts > 0
+        blocks = self._block_counts > 0
+        block_bits = self._block_sums[blocks] / self._block_counts[blocks] / math.log(2) * tokens_per_byte
+        return Evaluation(
+            bits_per_byte=nats / math.log(2) / text_bytes,
+            loss=loss,
+            perplexity=_exp(loss),
+            word_perplexity=_exp(nats / words),
+            tokens=self.tokens,
+            bytes=text_bytes,
+            words=words,
+            loss_by_position=LossByPosition(
+                np.flatnonzero(exact).astype(float).tolist(),
+                (self._exact_sums[exact] / self._exact_counts[exact] / math.log(2)).tolist(),
+            ),
+            loss_by_position_bins=LossByPosition(
+                (self._bin_positions[bins] / self._bin_counts[bins]).tolist(),
+                (self._bin_sums[bins] / self._bin_counts[bins] / math.log(2)).tolist(),
+            ),
+            bits_by_block=block_bits.tolist(),
+        )
+
+
+def _accumulate(index: Any, values: Any, sums: Any, counts: Any) -> None:
+    sums += np.bincount(index, values, minlength=len(sums))
+    counts += np.bincount(index, minlength=len(counts))
+
+
+def _exp(value: float) -> float:
+    """e to a power, infinite where that is too large for a float."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
