@@ -72,14 +72,14 @@ def train(
     }
 
     from seqmix.cli.output import human_number, human_seconds, print_json, progress
-    from seqmix.training import RunFolder, gather_values, settings_from
+    from seqmix.training import RunFolder, gather_values, lay_over, settings_from
     from seqmix.training import train as run_training
 
     values = gather_values(
         config, assignments or [], {name: value for name, value in given.items() if value is not None}
     )
     if resume and values.get("out") and (started := RunFolder(values["out"])).is_started:
-        values = {**started.read_settings()["settings"], **values}
+        values = lay_over(started.read_settings()["settings"], values)
     settings = settings_from(values)
 
     with progress(f"training {settings.model}") as bar:

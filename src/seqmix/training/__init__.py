@@ -6,7 +6,7 @@ from seqmix.training.metrics import read_metrics
 from seqmix.training.progress import Reporter
 from seqmix.training.run import TrainResult, train
 from seqmix.training.run_folder import RunFolder
-from seqmix.training.settings import TrainSettings, gather_values, settings_from
+from seqmix.training.settings import TrainSettings, gather_values, lay_over, settings_from
 
 __all__ = [
     "Reporter",
@@ -14,6 +14,7 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "gather_values",
+    "lay_over",
     "read_metrics",
     "settings_from",
     "train",

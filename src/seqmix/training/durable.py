@@ -28,7 +28,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise _explained(path, error.errno, error.strerror or str(error)) from error
     except SafetensorError as error:
-        code = re.search(r"code: (\d+)", str(error))
+        code = re.search(r"os error (\d+)", str(error))
         number = int(code[1]) if code else None
         raise _explained(path, number, os.strerror(number) if number else str(error)) from error
 

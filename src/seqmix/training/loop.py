@@ -248,8 +248,18 @@ class Training:
     def _is_checkpoint_due(self) -> bool:
         return time.monotonic() - self._last_checkpoint >= self.settings.checkpoint_every_seconds
 
+    @property
+    def final_reads_more(self) -> bool:
+        """Whether the final evaluation reads other tokens than those on the way; they are then not comparable."""
+        settings, everything = self.settings, len(self.corpus.valid) - 1
+        on_the_way, final = (
+            everything if limit is None else min(limit, everything)
+            for limit in (settings.evaluate_tokens, settings.final_evaluate_tokens)
+        )
+        return on_the_way != final
+
     def evaluate(self, max_tokens: int | None, *, final: bool = False) -> Evaluation:
-        """Measures the model on the held-out part and writes that down; the best counts unless it is the final one."""
+        """Measures the model on the first `max_tokens` of the held-out part and writes that down."""
         self.model.eval()
         result = evaluate(
             self.model,
@@ -260,7 +270,7 @@ class Training:
             max_tokens=max_tokens,
         )
         self.model.train()
-        if not final:
+        if not (final and self.final_reads_more):
             best = self.progress.best
             self.progress.best = result.bits_per_byte if best is None else min(best, result.bits_per_byte)
         self._write(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from seqmix.data import Corpus, load_corpus
 from seqmix.errors import InputError
@@ -146,9 +147,9 @@ def _carry_out(training: Training, *, resume: bool) -> TrainResult:
                 f"continue with seqmix train --resume --out {run.path}"
             )
             return result
-        last = training.evaluate(settings.evaluate_tokens)
-        if last.tokens < len(training.corpus.valid) - 1 and settings.evaluate_tokens != settings.final_evaluate_tokens:
-            last = training.evaluate(settings.final_evaluate_tokens, final=True)
+        if training.final_reads_more:
+            training.evaluate(settings.evaluate_tokens)
+        last = training.evaluate(settings.final_evaluate_tokens, final=True)
         result = dataclasses.replace(
             result, status="finished", bits_per_byte=last.bits_per_byte, best_bits_per_byte=progress.best
         )
@@ -159,7 +160,13 @@ def _carry_out(training: Training, *, resume: bool) -> TrainResult:
 
 
 def _save_model(training: Training, folder: Path) -> None:
-    training.model.save_pretrained(folder)
+    shows_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        training.model.save_pretrained(folder)
+    finally:
+        if shows_bars:
+            transformers_logging.enable_progress_bar()
     training.corpus.tokenizer.save_pretrained(folder)
 
 

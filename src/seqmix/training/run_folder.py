@@ -71,6 +71,8 @@ class RunFolder:
                 save_model(temporary)
                 files = sorted(temporary.iterdir())
                 for file in files:
+                    # Safetensors are written for their owner alone; a run is as open as its folder.
+                    shutil.copymode(self.settings, file)
                     sync_file(file)
                 for file in files:
                     os.replace(file, self.path / file.name)

@@ -132,8 +132,9 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return tuple(_convert("each of betas", beta, float) for beta in value)
     if name == "options" and isinstance(value, Mapping):
         return {str(key): option for key, option in value.items()}
-    expected = {str: "text", bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping"}
-    raise InputError(f"{name} is {value!r}: it must be {expected.get(kind, 'a pair of numbers')}")
+    expected = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+    word = {"betas": "a pair of numbers", "options": "a mapping"}.get(name) or expected[kind]
+    raise InputError(f"{name} is {value!r}: it must be {word}")
 
 
 def _check_range(name: str, value: Any) -> None:
@@ -170,16 +171,20 @@ def gather_values(
     An assignment to `options.NAME` sets one option of the model. A budget given later replaces one
     given earlier, also when it is of the other kind.
     """
-    values: dict[str, Any] = {}
-    for layer in (_read_yaml(config) if config else {}, _read_assignments(assignments), dict(given)):
-        if any(layer.get(budget) is not None for budget in BUDGETS):
-            for budget in BUDGETS:
-                values.pop(budget, None)
-        options = {**(values.get("options") or {}), **(layer.get("options") or {})}
-        values.update(layer)
-        if options:
-            values["options"] = options
+    values = _read_yaml(config) if config else {}
+    for layer in (_read_assignments(assignments), given):
+        values = lay_over(values, layer)
     return values
+
+
+def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both sets of values; where both have one, that of `above`. Model options are joined one by one."""
+    values = dict(below)
+    if any(above.get(budget) is not None for budget in BUDGETS):
+        for budget in BUDGETS:
+            values.pop(budget, None)
+    options = {**(values.get("options") or {}), **(above.get("options") or {})}
+    return {**values, **above, **({"options": options} if options else {})}
 
 
 def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
