@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-
 from seqmix.conformance.costs import flops, state_bytes
 from seqmix.conformance.documents import packed_equals_separate
 from seqmix.conformance.exceptions import EXCEPTIONS
@@ -36,11 +35,13 @@ class Check:
     """A check and the mixers it is for.
 
     run: raises where the mixer does not keep its promise. applies: whether it makes sense for these traits.
+    crosses: whether a cross mixer passes it a second time, with a second sequence for its keys and values.
     first_only: whether it is run on the first example alone, because it is slow and options change little.
     """
 
     run: Callable[[Subject], None]
     applies: Callable[[Traits], bool]
+    crosses: bool = False
     first_only: bool = False
 
 
@@ -59,7 +60,7 @@ def _always(traits: Traits) -> bool:
 
 
 def _plain(traits: Traits) -> bool:
-    return not (traits.cross or traits.resamples)
+    return not traits.resamples
 
 
 def _streams(traits: Traits) -> bool:
@@ -73,35 +74,37 @@ def _exact(traits: Traits) -> bool:
 _CHECKS: dict[str, Check] = {
     "forward_equals_steps": Check(run=forward_equals_steps, applies=_streams),
     "pieces_equal_whole": Check(run=pieces_equal_whole, applies=_streams),
-    "matrix_reproduces_forward": Check(run=matrix_reproduces_forward, applies=_always),
-    "readout_is_positionwise": Check(run=readout_is_positionwise, applies=lambda t: _exact(t) and not t.resamples),
-    "values_are_local": Check(run=values_are_local, applies=_exact),
+    "matrix_reproduces_forward": Check(run=matrix_reproduces_forward, applies=_always, crosses=True),
+    "readout_is_positionwise": Check(
+        run=readout_is_positionwise, applies=lambda traits: _exact(traits) and _plain(traits), crosses=True
+    ),
+    "values_are_local": Check(run=values_are_local, applies=_exact, crosses=True),
     "causality": Check(run=causality, applies=_streams),
     "links_by_gradient": Check(run=links_by_gradient, applies=_plain),
-    "receptive_field_by_gradient": Check(run=receptive_field_by_gradient, applies=lambda t: not t.cross),
+    "receptive_field_by_gradient": Check(run=receptive_field_by_gradient, applies=_always),
     "packed_equals_separate": Check(run=packed_equals_separate, applies=_plain),
-    "batch_invariance": Check(run=batch_invariance, applies=_always),
-    "odd_sizes": Check(run=odd_sizes, applies=_always),
-    "repeatable_and_pure": Check(run=repeatable_and_pure, applies=_always),
-    "gradcheck": Check(run=gradcheck, applies=_always),
+    "batch_invariance": Check(run=batch_invariance, applies=_always, crosses=True),
+    "odd_sizes": Check(run=odd_sizes, applies=_always, crosses=True),
+    "repeatable_and_pure": Check(run=repeatable_and_pure, applies=_always, crosses=True),
+    "gradcheck": Check(run=gradcheck, applies=_always, crosses=True),
     "state_bytes": Check(run=state_bytes, applies=_plain),
     "flops": Check(run=flops, applies=_always),
     "config_round_trip": Check(run=config_round_trip, applies=_always),
     "state_dict_round_trip": Check(run=state_dict_round_trip, applies=_always),
-    "compiles": Check(run=compiles, applies=_always, first_only=True),
-    "low_precision": Check(run=low_precision, applies=_always),
+    "compiles": Check(run=compiles, applies=_always, crosses=True, first_only=True),
+    "low_precision": Check(run=low_precision, applies=_always, crosses=True),
 }
 
 CHECKS: tuple[str, ...] = tuple(_CHECKS)
 """The names of all checks, in the order in which they are run."""
 
 
-def _run(check: Check, mixer_class: type[Mixer], example: Example) -> str | None:
+def _run(check: Check, mixer_class: type[Mixer], example: Example, with_memory: bool) -> str | None:
     """What is wrong with one example, None where nothing is; a check that does not apply raises _NotApplicable."""
     try:
-        subject = Subject(mixer_class, *example)
-        applies = check.applies(subject.traits)
-    except Exception as error:
+        subject = Subject(mixer_class, *example, with_memory=with_memory)
+        applies = check.applies(subject.traits) and (not with_memory or (check.crosses and subject.traits.cross))
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's class raises is a finding
         return f"it cannot be built: {_describe(error)}"
     if not applies:
         raise _NotApplicable
@@ -109,7 +112,7 @@ def _run(check: Check, mixer_class: type[Mixer], example: Example) -> str | None
         check.run(subject)
     except CheckFailure as failure:
         return str(failure)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the same
         return _describe(error)
     return None
 
@@ -162,16 +165,19 @@ def _check(
 ) -> list[CheckResult]:
     found: list[tuple[str, str | None]] = []
     for dim, options in examples:
-        try:
-            problem = _run(check, mixer_class, (dim, options))
-        except _NotApplicable:
-            continue
-        found.append((label(options, dim), problem))
-        if check.first_only:
+        for with_memory in (False, True) if check.crosses else (False,):
+            try:
+                problem = _run(check, mixer_class, (dim, options), with_memory)
+            except _NotApplicable:
+                continue
+            found.append((label(options, dim) + (", with memory" if with_memory else ""), problem))
+        if check.first_only and found:
             break
     if reason is None:
         return [
-            CheckResult(check=name, example=example, status="passed" if problem is None else "failed", message=problem or "")
+            CheckResult(
+                check=name, example=example, status="passed" if problem is None else "failed", message=problem or ""
+            )
             for example, problem in found
         ]
     if all(problem is None for _, problem in found):
@@ -218,7 +224,7 @@ def _applies(check: Check, mixer_class: type[Mixer]) -> bool:
     """Whether a check applies to any example; a class that cannot be built gets every check, and fails it."""
     try:
         return any(check.applies(Subject(mixer_class, *example).traits) for example in mixer_class.examples())
-    except Exception:
+    except Exception:  # noqa: BLE001 - the check itself then reports it
         return True
 
 

@@ -74,10 +74,14 @@ def stir(mixer: Mixer) -> None:
 class Subject:
     """One example of a mixer class, with what the checks need of it.
 
-    mixer: in float32 and eval mode; oracle: its deep copy in float64.
+    mixer: in float32 and eval mode; oracle: its deep copy in float64. with_memory: whether forward and mixing get
+    a second sequence, which a cross mixer takes.
     """
 
-    def __init__(self, mixer_class: type[Mixer], dim: int, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, mixer_class: type[Mixer], dim: int, options: Mapping[str, Any], *, with_memory: bool = False
+    ) -> None:
+        self.with_memory = with_memory
         self.mixer_class, self.dim, self.options = mixer_class, dim, dict(options)
         self.config = build_config(mixer_class.config_class, self.options, mixer_class.__name__)
         self.mixer = self.build(seed=0)
@@ -97,7 +101,7 @@ class Subject:
     @property
     def is_plain(self) -> bool:
         """Whether it maps a sequence to one of the same length with no second sequence."""
-        return not (self.traits.cross or self.traits.resamples)
+        return not (self.with_memory or self.traits.resamples)
 
     @property
     def precisions(self) -> list[tuple[torch.dtype, Mixer]]:
@@ -119,19 +123,19 @@ class Subject:
         return normal(batch, time, self.dim, seed=1000 + seed)
 
     def memory(self, batch: int, seed: int = 0) -> Tensor:
-        """A random second sequence for a cross mixer, of another length than any the checks use."""
+        """A random second sequence, of another length than any the checks use."""
         return normal(batch, 11, self.dim, seed=2000 + seed)
 
     def extra(self, x: Tensor, seed: int = 0) -> dict[str, Tensor]:
         """The further arguments that forward and mixing need for x."""
-        return {"memory": self.memory(len(x), seed).to(x.dtype)} if self.traits.cross else {}
+        return {"memory": self.memory(len(x), seed).to(x.dtype)} if self.with_memory else {}
 
     def forward(self, module: Mixer, x: Tensor, seed: int = 0) -> Mixed:
-        """The forward pass without state, with the second sequence where the mixer takes one."""
+        """The forward pass without state, over the second sequence if there is one."""
         return module(x, **self.extra(x, seed))
 
     def mixing(self, module: Mixer, x: Tensor, seed: int = 0) -> list[Mixing]:
-        """The matrices, with the second sequence where the mixer takes one."""
+        """The matrices, over the second sequence if there is one."""
         return module.mixing(x, **self.extra(x, seed))
 
     def close(self, actual: Tensor, expected: Tensor, what: str, time: int, slack: float = 1.0) -> None:
@@ -186,15 +190,17 @@ def compare_states(
             f"{what} says document {actual.document.tolist()} where {expected.document.tolist()} is expected",
         )
     time = int(expected.position.max()) + 1
+    batch = len(actual.position)
+    x = subject.x(batch, 5, seed=77)
+    dtype = next(module.parameters(), x).dtype
     if subject.traits.state_growth == "constant":
         one, other = tensors_of(actual, what), tensors_of(expected, what)
         expect(one.keys() == other.keys(), f"{what} has other fields than the state of forward")
         for name, tensor in one.items():
             if tensor.is_floating_point():
-                subject.close(tensor, other[name], name, time)
-    batch = len(actual.position)
-    x = subject.x(batch, 5, seed=77)
-    dtype = next(module.parameters(), x).dtype
+                # A state may be kept more finely than the values that it is made of, but is no better than they are.
+                is_finer = torch.finfo(tensor.dtype).eps < torch.finfo(dtype).eps
+                subject.close(tensor.to(dtype) if is_finer else tensor, other[name], name, time)
     after = module(x[:, :3].to(dtype), actual)
     reference = subject.oracle(x[:, :3], expected)
     subject.close(after.y, reference.y, f"the piece that continues {what}", time + 3)
