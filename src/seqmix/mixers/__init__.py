@@ -30,7 +30,9 @@ def register_mixer(name: str) -> Callable[[type[Mixer]], type[Mixer]]:
         known = _registered.get(name)
         is_same = known is not None and known.__qualname__ == mixer_class.__qualname__
         if name in _BUILT_IN or (known is not None and not is_same):
-            raise InputError(f"a mixer named {name!r} exists already: register {mixer_class.__name__} under another name")
+            raise InputError(
+                f"a mixer named {name!r} exists already: register {mixer_class.__name__} under another name"
+            )
         _registered[name] = mixer_class
         return mixer_class
 

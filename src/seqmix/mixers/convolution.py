@@ -186,7 +186,7 @@ class _DepthwiseMixer(Mixer):
             self.bias,
             dilation=self.dilations,
             causal=self.config.causal,
-            state=_kernel_state(state),
+            state=None if state is None else _kernel_state(state),
             document_ids=document_ids,
         )
         return Mixed(self._readout(convolved, gate), None if after is None else ConvState(*_fields(after)))
@@ -250,8 +250,9 @@ class _DepthwiseMixer(Mixer):
         )
 
 
-def _kernel_state(state: State | None) -> DepthwiseConvState | None:
-    return None if state is None else DepthwiseConvState(state.past, state.position, state.document)
+def _kernel_state(state: State) -> DepthwiseConvState:
+    assert isinstance(state, ConvState)
+    return DepthwiseConvState(state.past, state.position, state.document)
 
 
 def _fields(state: DepthwiseConvState) -> tuple[Tensor, Tensor, Tensor]:
@@ -307,6 +308,7 @@ class GatedConv(_DepthwiseMixer):
         return gate_in * value, gate_out
 
     def _readout(self, convolved: Tensor, gate: Tensor | None) -> Tensor:
+        assert gate is not None
         return self.out_proj(gate * convolved)
 
     def _position_cost(self) -> tuple[int, int]:
@@ -340,6 +342,7 @@ class ConvSamba(_DepthwiseMixer):
         return x, F.silu(first) * second
 
     def _readout(self, convolved: Tensor, gate: Tensor | None) -> Tensor:
+        assert gate is not None
         return convolved * gate
 
     def _position_cost(self) -> tuple[int, int]:

@@ -36,9 +36,7 @@ def empty_state(
 ) -> DepthwiseConvState:
     """The state before the first input."""
     count = torch.zeros(batch, dtype=torch.int64, device=device)
-    return DepthwiseConvState(
-        torch.zeros(batch, dilations.past_size, device=device, dtype=dtype), count, count.clone()
-    )
+    return DepthwiseConvState(torch.zeros(batch, dilations.past_size, device=device, dtype=dtype), count, count.clone())
 
 
 def _choose(implementation: str | None, x: Tensor, placement: Placement) -> str:

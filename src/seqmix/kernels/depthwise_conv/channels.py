@@ -9,6 +9,7 @@ in one (batch, total) tensor, each as (L, channels of the group), so that the st
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ def group_channels(dilation: int | Sequence[int] | Tensor | Dilations, dim: int,
     if min(per_channel) < 1:
         raise ValueError(f"dilation is {min(per_channel)}: it must be at least 1")
     order = None
-    borders = sum(a != b for a, b in zip(per_channel, per_channel[1:], strict=False))
+    borders = sum(a != b for a, b in itertools.pairwise(per_channel))
     if borders + 1 > len(set(per_channel)):
         order = tuple(sorted(range(dim), key=lambda channel: per_channel[channel]))
         per_channel = sorted(per_channel)

@@ -41,6 +41,8 @@ def _last_positions(placement: Placement) -> Tensor:
     """(batch, time): the offset of the last position, within this piece, of the document each position is in."""
     time = placement.runs.shape[1]
     steps = torch.arange(time, device=placement.runs.device)
-    is_last = torch.cat([placement.runs[:, 1:] != placement.runs[:, :-1], torch.ones_like(placement.runs[:, :1]) > 0], 1)
+    is_last = torch.cat(
+        [placement.runs[:, 1:] != placement.runs[:, :-1], torch.ones_like(placement.runs[:, :1]) > 0], 1
+    )
     ends = torch.where(is_last, steps, time).flip(1).cummin(dim=1).values.flip(1)
     return placement.positions.gather(1, ends)
