@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seqmix.data.readers import PIECE_BYTES, Document
+from seqmix.data.readers import Document
 
-_CUT_SEARCH_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 18
+_CUT_SEARCH_BYTES = 1 << 14
 _REPORT_EVERY_BYTES = 1 << 26
 
 
@@ -76,13 +77,13 @@ def store_documents(documents: Iterable[Document], path: Path, report: Callable[
 
 
 def cut_pieces(text: NDArray[np.uint8]) -> Iterator[bytes]:
-    """The bytes of a text in pieces of about 1 MiB that a byte-level tokenizer reads as it reads the whole.
+    """The bytes of a text in pieces of about 256 KiB that a byte-level tokenizer reads as it reads the whole.
 
     The usual pre-tokenizers join a space to the word behind it, so a text may be cut before a lone space.
     """
     first = 0
-    while len(text) - first > PIECE_BYTES:
-        window = bytes(text[first : first + PIECE_BYTES])
+    while len(text) - first > _PIECE_BYTES:
+        window = bytes(text[first : first + _PIECE_BYTES])
         cut = _cut_before_space(window)
         yield window[:cut]
         first += cut

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from seqmix.data.documents import Documents, cut_pieces
-from seqmix.data.readers import PIECE_BYTES
 from seqmix.data.splits import Span
 from seqmix.data.token_store import TokenWriter, count_words
 from seqmix.data.tokenizers import TextEncoder, decode_text, is_byte_tokenizer
 
+_BATCH_BYTES = 1 << 22
 _REPORT_EVERY_BYTES = 1 << 24
 
 
@@ -83,13 +83,13 @@ def _pieces(documents: Documents, spans: Sequence[Span], whole: bool) -> Iterato
 
 
 def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces that together hold about as much as one may, so that short documents do not cost a call each."""
+    """Pieces that together hold a few MB: enough for many threads, and short documents do not cost a call each."""
     batch: list[_Piece] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
         size += len(piece.content)
-        if size >= PIECE_BYTES:
+        if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:

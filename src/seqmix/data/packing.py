@@ -191,7 +191,7 @@ def _batch(ids: NDArray, documents: NDArray | None) -> Batch:
     return Batch(
         wide[:, :-1].contiguous(),
         wide[:, 1:].contiguous(),
-        None if documents is None else torch.from_numpy(np.ascontiguousarray(documents, dtype=np.int64)),
+        None if documents is None else torch.from_numpy(np.array(documents, dtype=np.int64)),
     )
 
 

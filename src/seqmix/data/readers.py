@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 from seqmix.errors import InputError
 
 TEXT_FIELD = "text"
-PIECE_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
 _TEXT_TEST_BYTES = 8192
 _TABLES = (".jsonl", ".parquet")
 _COMPRESSIONS = (".gz", ".xz")
@@ -87,7 +87,7 @@ def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 def _text_pieces(path: Path, name: str) -> Iterator[bytes]:
     with _opened(path, name) as file:
-        while piece := file.read(PIECE_BYTES):
+        while piece := file.read(_READ_BYTES):
             yield piece
 
 
