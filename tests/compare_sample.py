@@ -90,6 +90,8 @@ def sample_results(seeds: int = 2) -> Results:
         "comparisons": [],
         "crossovers": [],
         "verdict": [],
+        "plans": [],
+        "notes": [],
     }
     growing = [name for name in MODELS if MODELS[name][3](1) != MODELS[name][3](2)]
     formula = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 CLEAR = 0.05
 """Measured values closer than this share are called equal, so that noise does not make crossings."""
@@ -28,7 +29,7 @@ def measured_crossings(first: Mapping[int, float], second: Mapping[int, float]) 
     ratios = [(math.log(place), math.log(first[place] / second[place])) for place in places]
     clear = [index for index, (_, ratio) in enumerate(ratios) if abs(ratio) >= math.log1p(CLEAR)]
     crossings = []
-    for before, after in zip(clear, clear[1:], strict=False):
+    for before, after in pairwise(clear):
         if ratios[before][1] * ratios[after][1] > 0:
             continue
         crossings.append(
@@ -39,7 +40,7 @@ def measured_crossings(first: Mapping[int, float], second: Mapping[int, float]) 
 
 def _first_zero(points: list[tuple[float, float]]) -> float:
     """The first zero of a line through points (x, y) whose ends have opposite signs."""
-    for (x, y), (next_x, next_y) in zip(points, points[1:], strict=False):
+    for (x, y), (next_x, next_y) in pairwise(points):
         if y == 0:
             return x
         if y * next_y < 0:

@@ -206,7 +206,12 @@ class Environment(TypedDict):
 
 
 class Results(TypedDict):
-    """All of results.json. status is "finished" when every contender is finished or failed and all is measured."""
+    """All of results.json.
+
+    status: "finished" when every contender is finished or failed and all is measured.
+    plans: the shape and the budget of each model (`matching.ContenderPlan`), decided before training.
+    notes: what went otherwise than asked, in sentences; the verdict ends with them.
+    """
 
     format: int
     status: Status
@@ -215,6 +220,7 @@ class Results(TypedDict):
     environment: Environment
     prices: dict[str, Any]
     corpus: CorpusSummary
+    plans: list[dict[str, Any]]
     matched: Matched
     not_matched: list[NotMatched]
     models: list[ModelSummary]
@@ -223,6 +229,7 @@ class Results(TypedDict):
     comparisons: list[Comparison]
     crossovers: list[Crossover]
     verdict: list[str]
+    notes: list[str]
 
 
 def new_contender(model: str, seed: int, folder: str) -> Contender:

@@ -22,10 +22,11 @@ NOT_MATCHED = {
     "peak_memory_bytes": ("peak memory in training", "bytes"),
 }
 
-MEASURED_BY_CONTEXT = {
+ADVANTAGES = {
     "decode_money_per_million_tokens": "generates a token for less money",
     "prefill_money_per_million_tokens": "reads a prompt for less money",
-    "state_bytes": "keeps the smaller state",
+    "state_bytes": "keeps a smaller state",
+    "flops_per_generated_token": "takes fewer FLOPs for a generated token",
 }
 
 
@@ -135,8 +136,8 @@ def crossovers_measured(results: Results) -> list[Crossover]:
     for quantity in ("decode_money_per_million_tokens", "prefill_money_per_million_tokens"):
         lines = {model: _money_line(results, model, quantity) for model in model_names(results)}
         for a, b in combinations([model for model, line in lines.items() if line], 2):
-            for crossing in measured_crossings(lines[a], lines[b]):
-                found.append(crossover(quantity, "context", "measured", a, b, crossing))
+            crossings = measured_crossings(lines[a], lines[b])
+            found += [crossover(quantity, "context", "measured", a, b, crossing) for crossing in crossings]
     return found + _total_money_crossovers(results)
 
 
@@ -151,7 +152,7 @@ def _money_line(results: Results, model: str, quantity: str) -> dict[int, float]
 def crossover(quantity: str, axis: str, source: str, a: str, b: str, crossing: Crossing) -> Crossover:
     """A crossing as results.json holds it: `a` is the better one below it."""
     below, above = (a, b) if crossing.first_is_lower_before else (b, a)
-    what = MEASURED_BY_CONTEXT[quantity]
+    what = ADVANTAGES[quantity]
     at = units.count(crossing.at) if source == "formula" else f"about {units.count(float(f'{crossing.at:.2g}'))}"
     return {
         "quantity": quantity,

@@ -14,7 +14,7 @@ def verdict(results: Results) -> list[str]:
     """The sentences, the most important first."""
     models = [model for model in model_names(results) if finished(results, model)]
     if not models:
-        return ["No contender finished, so there is nothing to compare.", *_failures(results)]
+        return ["No contender finished, so there is nothing to compare.", *_failures(results), *results["notes"]]
     return [
         *_quality(results, models),
         *_training(results, models),
@@ -22,6 +22,7 @@ def verdict(results: Results) -> list[str]:
         *_crossing(results, models),
         *_equality(results),
         *_failures(results),
+        *results["notes"],
     ]
 
 
@@ -83,10 +84,8 @@ def _training(results: Results, models: list[str]) -> list[str]:
     if dearest[0] < CLOSE * cost:
         return [f"All cost about the same to train: {units.money(cost, unit)} a run."]
     time = units.duration(mean_of(results, model, "train_seconds"))
-    return [
-        f"{model} was the cheapest to train: {units.money(cost, unit)} and {time} a run, against "
-        f"{units.money(dearest[0], unit)} for {dearest[1]}, the dearest."
-    ]
+    spent = f"{units.money(cost, unit)} and {time} a run"
+    return [f"{model} was the cheapest to train: {spent}, against {units.money(dearest[0], unit)} for {dearest[1]}."]
 
 
 def _serving(results: Results, models: list[str]) -> list[str]:
@@ -134,7 +133,8 @@ def _state(crossings: list[Crossover]) -> list[str]:
     for growing in dict.fromkeys(crossing["a"] for crossing in crossings):
         constants = sorted((crossing["at"], crossing["b"]) for crossing in crossings if crossing["a"] == growing)
         parts = [f"{units.count(at)} on ({model})" for at, model in constants]
-        sentences.append(f"A constant state is smaller than the KV cache of {growing} from context {units.listed(parts)}.")
+        places = units.listed(parts)
+        sentences.append(f"A constant state is smaller than the KV cache of {growing} from context {places}.")
     return sentences
 
 
@@ -169,7 +169,9 @@ def _value(value: float, unit: str) -> str:
 def _failures(results: Results) -> list[str]:
     failed = [contender for contender in results["contenders"] if contender["status"] == "failed"]
     sentences = [f"{c['model']} with seed {c['seed']} failed: {c['error']}" for c in failed]
-    trials = [trial for trial in results["tuning"] if trial["status"] == "failed"]
-    sentences += [f"A trial of {t['model']} at learning rate {t['learning_rate']:.2g} failed: {t['error']}" for t in trials]
+    for trial in results["tuning"]:
+        if trial["status"] == "failed":
+            rate = f"{trial['learning_rate']:.2g}"
+            sentences.append(f"A trial of {trial['model']} at learning rate {rate} failed: {trial['error']}")
     return sentences
 

@@ -1,0 +1,92 @@
+"""`seqmix compare`: several models on the same text at a matched budget, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    data: Annotated[str, typer.Option(help="Text: a file, a folder, .jsonl, .parquet, hf:NAME, or python-stdlib.")],
+    models: Annotated[str, typer.Option(help="Models, separated by commas; seqmix list shows the names.")],
+    out: Annotated[str, typer.Option(help="Folder of the comparison; an unfinished one is continued.")],
+    match: Annotated[
+        str,
+        typer.Option(
+            help="What is equal: params, flops, train-flops, train-seconds, train-money, decode-money total-money."
+        ),
+    ] = "params",
+    budget: Annotated[
+        str, typer.Option(help="When each training stops: tokens=N, minutes=N, money=N or flops=N.")
+    ] = "tokens=1M",
+    params: Annotated[
+        str, typer.Option(help="Parameters without the embedding, of the first model or of all, such as 300k.")
+    ] = "300k",
+    seeds: Annotated[int, typer.Option(help="Runs of each model; two or more give intervals.")] = 1,
+    tune: Annotated[int, typer.Option(help="Learning rates tried for each model; 0 takes each preset's rule.")] = 0,
+    valid: Annotated[str | None, typer.Option(help="Held-out text, where --data does not bring its own.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="bytes, bpe:N, or the path of a tokenizer.json.")] = "bytes",
+    context: Annotated[int, typer.Option(help="Tokens in a row.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Rows in a step.")] = 16,
+    price: Annotated[float | None, typer.Option(help="What an hour of this machine costs.")] = None,
+    serve_tokens: Annotated[
+        str | None, typer.Option(help="Generated tokens that the money must cover, with --match total-money.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="MODEL.KEY=VALUE, a field of one model's config; may be repeated.")
+    ] = None,
+    evaluate_tokens: Annotated[str, typer.Option(help="Held-out tokens read at each evaluation, or all.")] = "64k",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU is taken where there is one.")] = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json to stdout, and nothing else.")] = False,
+) -> None:
+    """Trains several models on the same text with one quantity held equal, and says what it measured.
+
+    Example: seqmix compare --data python-stdlib --models transformer,gated_conv --budget tokens=1M --out runs/first
+    """
+    from seqmix.cli.output import console, print_json, progress
+    from seqmix.compare.process import prepare
+    from seqmix.compare.settings import CompareSettings, parse_options, parse_quantity
+
+    prepare()
+    settings = CompareSettings(
+        data=data,
+        models=tuple(name.strip() for name in models.split(",") if name.strip()),
+        match=match,
+        budget=budget,
+        params=params,
+        seeds=seeds,
+        tune=tune,
+        valid=valid,
+        tokenizer=tokenizer,
+        context=context,
+        batch_size=batch_size,
+        price=price,
+        serve_tokens=None if serve_tokens is None else parse_quantity("serve_tokens", serve_tokens),
+        options=parse_options(option or []),
+        evaluate_tokens=None if evaluate_tokens == "all" else round(parse_quantity("evaluate_tokens", evaluate_tokens)),
+        threads=threads,
+        device=device,
+        precision=precision,
+    )
+    from seqmix.compare.run import REPORT_NAME, run_comparison
+
+    with progress("compare") as display:
+        try:
+            results = run_comparison(settings, out, display)
+        except KeyboardInterrupt:
+            display.message("stopped: the same command goes on from here")
+            raise
+    if as_json:
+        print_json(results)
+        return
+    from pathlib import Path
+
+    from seqmix.compare.terminal import print_results
+
+    screen = console()
+    print_results(results, screen)
+    report = Path(out) / REPORT_NAME
+    screen.print(f"\nreport: {report if report.exists() else 'none'}", soft_wrap=True, markup=False)

@@ -1,0 +1,188 @@
+"""The beginning of a comparison: is the folder fit, what shapes and budgets, and the results before any training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqmix.compare.held_equal import decode_money, matched
+from seqmix.compare.matching import ContenderPlan, MeasureSeconds, config_of, plan_budgets, plan_shapes
+from seqmix.compare.results import FORMAT, Contender, Results, Trial, new_contender, read_results
+from seqmix.compare.settings import CompareSettings, command_line, first_difference
+from seqmix.data import Corpus
+from seqmix.errors import InputError
+from seqmix.training import TrainSettings
+from seqmix.training.environment import describe_environment
+
+TRIAL_SHARE = 0.2
+"""The share of the budget that a trial of a learning rate gets."""
+
+TRIAL_RATIO = 2.0
+"""Neighbouring learning rates of the trials."""
+
+
+def stored_results(folder: Path, settings: CompareSettings) -> Results | None:
+    """The results that a folder holds, of the same settings; None where a comparison can begin.
+
+    Raises:
+        InputError: a comparison of other settings, naming the first; or something else is there.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is a file: choose another --out")
+    results = read_results(folder)
+    if results is None:
+        if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise InputError(f"{str(folder)!r} holds files that are not a comparison: choose an empty or new --out")
+        return None
+    difference = first_difference(results["settings"], settings)
+    if difference is not None:
+        name, stored, given = difference
+        raise InputError(
+            f"{str(folder)!r} holds a comparison with {name} {_shown(stored)}, not {_shown(given)}: "
+            "give the same settings or choose another --out"
+        )
+    return results
+
+
+def _shown(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else repr(value)
+
+
+def begin(
+    settings: CompareSettings,
+    folder: Path,
+    corpus: Corpus,
+    prices: Mapping[str, Any],
+    device: str,
+    measure_seconds: MeasureSeconds,
+) -> Results:
+    """The results of a comparison in which nothing has been trained yet; writes nothing.
+
+    Args:
+        prices: as in results.json, with "per_hour".
+        measure_seconds: times the generation of a token, for the matches that need it.
+
+    Raises:
+        InputError: a size or a budget that cannot be reached.
+    """
+    plans = plan_shapes(settings, corpus.vocab_size, measure_seconds)
+    serving: dict[str, float] | None = None
+    if settings.match == "total-money":
+        configs = [config_of(plan, corpus.vocab_size, settings.context) for plan in plans]
+        seconds = dict(zip(settings.models, measure_seconds(configs), strict=True))
+        serving = decode_money(seconds, prices["per_hour"])
+    plans = plan_budgets(plans, settings, prices["per_hour"], serving)
+    for plan in plans:
+        # Training would refuse these settings too, but only after the first models have been trained.
+        train_settings(settings, plan, folder, seed=0)
+    environment = describe_environment(device)
+    if settings.threads is not None:
+        environment["threads"] = settings.threads
+    results: Results = {
+        "format": FORMAT,
+        "status": "running",
+        "command": command_line(settings, str(folder)),
+        "settings": settings.to_dict(),
+        "environment": environment,  # type: ignore[typeddict-item]
+        "prices": dict(prices),
+        "corpus": {
+            "name": corpus.name,
+            "fingerprint": corpus.fingerprint,
+            "tokenizer": settings.tokenizer,
+            "vocab_size": corpus.vocab_size,
+            "train_bytes": corpus.train_bytes,
+            "train_tokens": len(corpus.train),
+            "valid_bytes": corpus.valid_bytes,
+            "valid_tokens": len(corpus.valid),
+            "evaluated_tokens": min(settings.evaluate_tokens or len(corpus.valid), len(corpus.valid) - 1),
+        },
+        "plans": [dataclasses.asdict(plan) for plan in plans],
+        "matched": {"quantity": "", "unit": "", "target": None, "spread": None, "tolerance": None, "reached": {}},
+        "not_matched": [],
+        "models": [],
+        "contenders": [_contender(plan, seed) for seed in range(settings.seeds) for plan in plans],
+        "tuning": [trial for rank in range(settings.tune) for trial in _trials(plans, settings.tune, rank)],
+        "comparisons": [],
+        "crossovers": [],
+        "verdict": [],
+        "notes": list(corpus.notes),
+    }
+    results["matched"] = matched(settings, plans, results)
+    return results
+
+
+def _contender(plan: ContenderPlan, seed: int) -> Contender:
+    return {
+        **new_contender(plan.model, seed, f"runs/{plan.model}-{seed}"),
+        "parameters": plan.parameters,
+        "total_parameters": plan.total_parameters,
+        "width": plan.shape["hidden_size"],
+        "depth": plan.shape["num_hidden_layers"],
+        "flops_per_token": plan.flops_per_token,
+        "learning_rate": plan.learning_rate,
+        "receptive_field": plan.receptive_field,
+        "positions_seen": plan.positions_seen,
+        "path_length": plan.path_length,
+    }
+
+
+def _trials(plans: Sequence[ContenderPlan], count: int, rank: int) -> list[Trial]:
+    """One trial of each model: rank 0 has the lowest rate, and the preset's own rate is in the middle."""
+    factor = TRIAL_RATIO ** (rank - (count - 1) / 2)
+    return [
+        {
+            "model": plan.model,
+            "learning_rate": float(f"{plan.learning_rate * factor:.4g}"),
+            "status": "pending",
+            "error": None,
+            "tokens": None,
+            "train_seconds": None,
+            "train_money": None,
+            "bits_per_byte": None,
+            "chosen": False,
+        }
+        for plan in plans
+    ]
+
+
+def stored_plans(results: Results) -> list[ContenderPlan]:
+    """The plans that a comparison was begun with."""
+    return [ContenderPlan(**plan) for plan in results["plans"]]
+
+
+def train_settings(
+    settings: CompareSettings,
+    plan: ContenderPlan,
+    out: Path,
+    *,
+    seed: int,
+    learning_rate: float | None = None,
+    share: float = 1.0,
+) -> TrainSettings:
+    """The training of one contender, or with a `share` of the budget of a trial."""
+    step = settings.batch_size * settings.context
+    return TrainSettings(
+        data=settings.data,
+        valid=settings.valid,
+        tokenizer=settings.tokenizer,
+        model=plan.model,
+        params=None,
+        context=settings.context,
+        options=plan.shape,
+        tokens=None if plan.tokens is None else max(step, round(plan.tokens * share)),
+        seconds=None if plan.seconds is None else plan.seconds * share,
+        batch_size=settings.batch_size,
+        learning_rate=plan.learning_rate if learning_rate is None else learning_rate,
+        seed=seed,
+        precision=settings.precision,
+        device=settings.device,
+        threads=settings.threads,
+        evaluate_every=0.25 if share == 1 else 1.0,
+        evaluate_tokens=settings.evaluate_tokens,
+        final_evaluate_tokens=settings.evaluate_tokens,
+        out=str(out),
+    )

@@ -1,0 +1,288 @@
+"""A comparison from its settings to its verdict.
+
+Order: shapes and budgets; trials of learning rates, if any; then seed after seed all models in turn, so that a
+machine that changes its speed does so for all; then all speeds side by side. results.json is written after each step,
+and a comparison that is started again with the same settings goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqmix.compare.formulas import formula_crossovers
+from seqmix.compare.held_equal import matched, served_tokens_crossover
+from seqmix.compare.opening import TRIAL_SHARE, begin, stored_plans, stored_results, train_settings
+from seqmix.compare.process import TaskFailedError, run_apart
+from seqmix.compare.progress import Display, Pace
+from seqmix.compare.results import Contender, Results, Status, Trial, write_results
+from seqmix.compare.settings import CompareSettings
+from seqmix.compare.summary import finished, model_names, summarize
+from seqmix.compare.verdict import verdict
+from seqmix.data import PackedStream, load_corpus
+from seqmix.errors import InputError, SeqmixError
+from seqmix.models.config import SeqmixConfig
+from seqmix.training.run import choose_device
+
+SPEED_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+REPORT_NAME = "report.html"
+
+_OPEN: tuple[Status, ...] = ("pending", "running", "interrupted")
+
+
+def run_comparison(settings: CompareSettings, out: str | os.PathLike[str], display: Display) -> Results:
+    """Runs a comparison, or what is left of it, in the folder `out`; a finished one is only read.
+
+    Raises:
+        InputError: settings, data or folder cannot be used; nothing has been written then.
+        KeyboardInterrupt: it was stopped (Ctrl-C, SIGTERM); the same call goes on.
+    """
+    folder = Path(out)
+    results = stored_results(folder, settings)
+    if results is not None and results["status"] == "finished":
+        return results
+    device = choose_device(settings.device)
+    display.update(0.0, label="reading the text")
+    corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer, progress=display.message)
+    # Refuses a text that is too short for the context.
+    PackedStream(corpus.train, settings.context)
+    if results is None:
+        display.update(0.0, label="solving for sizes")
+        results = begin(
+            settings, folder, corpus, _prices(settings), str(device), lambda configs: decode_seconds(settings, configs)
+        )
+    elif results["corpus"]["fingerprint"] != corpus.fingerprint:
+        raise InputError(f"the text has changed since {str(folder)!r} was begun: bring it back or choose another --out")
+    else:
+        done = sum(contender["status"] not in _OPEN for contender in results["contenders"])
+        display.message(f"continuing in {folder}: {done} of {len(results['contenders'])} contenders are done")
+    with _held(folder), _interrupt_on_terminate():
+        Comparison(settings, folder, results, display).run()
+    return results
+
+
+def _prices(settings: CompareSettings) -> dict[str, Any]:
+    return {"per_hour": settings.price or 0.1, "unit": "USD", "source": "--price"}
+
+
+def decode_seconds(settings: CompareSettings, configs: Sequence[SeqmixConfig]) -> list[float]:
+    """The seconds that each of some models takes for a token at its context, measured in turn in a process apart."""
+    argument = {
+        "configs": [config.to_dict() for config in configs],
+        "context": settings.context,
+        "device": settings.device,
+        "threads": settings.threads,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        return run_apart("time_decoding", argument, Path(scratch) / "log.txt", lambda report: None)["seconds"]
+
+
+class Comparison:
+    """The part of a comparison that writes: it carries out what `results` says is still open."""
+
+    def __init__(self, settings: CompareSettings, folder: Path, results: Results, display: Display) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.results = results
+        self.display = display
+        self.plans = {plan.model: plan for plan in stored_plans(results)}
+        self.pace = Pace(results)
+
+    def run(self) -> None:
+        """Trials, contenders, speeds, then what follows from them."""
+        for name in ("runs", "trials", "logs"):
+            (self.folder / name).mkdir(exist_ok=True)
+        self.save("running")
+        try:
+            for trial in self.results["tuning"]:
+                if trial["status"] in _OPEN:
+                    self._try_rate(trial)
+            self._choose_rates()
+            for contender in self.results["contenders"]:
+                if contender["status"] in _OPEN:
+                    self._train(contender)
+            self._measure_speeds()
+        except KeyboardInterrupt:
+            self.save("interrupted")
+            raise
+        self._conclude("finished")
+
+    def save(self, status: Status) -> None:
+        """Writes results.json."""
+        self.results["status"] = status
+        write_results(self.folder, self.results)
+
+    def _try_rate(self, trial: Trial) -> None:
+        plan, rate = self.plans[trial["model"]], trial["learning_rate"]
+        name = f"{plan.model}-{rate:g}"
+        train = train_settings(
+            self.settings, plan, self.folder / "trials" / name, seed=0, learning_rate=rate, share=TRIAL_SHARE
+        )
+        label = f"{plan.model}, trial of learning rate {rate:.2g}"
+        fields = self._run_training(trial, label, name, train.to_dict(), measure=False)
+        for field in ("tokens", "train_seconds", "train_money", "bits_per_byte"):
+            trial[field] = fields.get(field)
+        self.save("running")
+
+    def _choose_rates(self) -> None:
+        """Marks the best trial of each model; contenders that have not begun take its rate."""
+        for model in self.plans:
+            trials = [trial for trial in self.results["tuning"] if trial["model"] == model]
+            known = [(trial["bits_per_byte"], trial) for trial in trials if trial["bits_per_byte"] is not None]
+            if not known:
+                continue
+            best = min(known, key=lambda pair: pair[0])[1]
+            best["chosen"] = True
+            for contender in self.results["contenders"]:
+                if contender["model"] == model:
+                    contender["learning_rate"] = best["learning_rate"]
+            if best in (trials[0], trials[-1]):
+                rate = f"{best['learning_rate']:.2g}"
+                self._note(f"{model} was best at the edge of its trials ({rate}): a larger --tune may help it.")
+
+    def _note(self, text: str) -> None:
+        if text not in self.results["notes"]:
+            self.results["notes"].append(text)
+
+    def _train(self, contender: Contender) -> None:
+        plan = self.plans[contender["model"]]
+        train = train_settings(
+            self.settings,
+            plan,
+            self.folder / contender["folder"],
+            seed=contender["seed"],
+            learning_rate=contender["learning_rate"],
+        )
+        name = f"{plan.model}-{contender['seed']}"
+        label = f"{plan.model}, seed {contender['seed']}"
+        contender.update(self._run_training(contender, label, name, train.to_dict(), measure=True))  # type: ignore[typeddict-item]
+        self._conclude("running")
+
+    def _run_training(
+        self, entry: Contender | Trial, label: str, name: str, train: dict[str, Any], *, measure: bool
+    ) -> dict[str, Any]:
+        """Trains in a process apart; returns fields, none when it failed. Sets the entry's status."""
+        argument = {
+            "train": train,
+            "training_flops": self.plans[entry["model"]].training_flops,
+            "per_hour": self.results["prices"]["per_hour"],
+            "measure": measure,
+        }
+        entry["status"] = "running"
+        self.save("running")
+        self.pace.begin(entry["model"], TRIAL_SHARE if not measure else 1.0)
+        try:
+            fields = run_apart(
+                "train_contender",
+                argument,
+                self.folder / "logs" / f"{name}.txt",
+                lambda report: self.pace.show(self.display, label, report),
+            )
+        except TaskFailedError as error:
+            entry["status"], entry["error"] = "failed", str(error)
+            self.display.message(f"{label} failed: {error}")
+            return {}
+        except KeyboardInterrupt:
+            entry["status"] = "interrupted"
+            raise
+        finally:
+            self.pace.end()
+        if fields["status"] == "interrupted":
+            entry["status"] = "interrupted"
+            raise KeyboardInterrupt
+        entry["status"] = "finished"
+        return fields
+
+    def _measure_speeds(self) -> None:
+        """Speeds and states of all models side by side; every seed of a model gets the same."""
+        models = [model for model in model_names(self.results) if finished(self.results, model)]
+        if not models:
+            return
+        self.display.update(self.pace.share, label="measuring speed and memory", time_left=self.pace.speed_seconds)
+        argument = {
+            "folders": {model: str(self.folder / finished(self.results, model)[0]["folder"]) for model in models},
+            "contexts": sorted({*SPEED_CONTEXTS, self.settings.context}),
+            "device": self.settings.device,
+            "threads": self.settings.threads,
+        }
+        try:
+            measured = run_apart(
+                "measure_models",
+                argument,
+                self.folder / "logs" / "speed.txt",
+                lambda report: self.pace.show_speed(self.display, report),
+            )
+        except TaskFailedError as error:
+            self._note(f"The speeds could not be measured: {error}.")
+            return
+        per_second = self.results["prices"]["per_hour"] / 3600
+        for contender in self.results["contenders"]:
+            if contender["status"] == "finished":
+                speed = measured[contender["model"]]
+                contender.update(speed)
+                contender["decode_money_per_million_tokens"] = {
+                    context: 1e6 / rate * per_second for context, rate in speed["decode_tokens_per_second"].items()
+                }
+
+    def _conclude(self, status: Status) -> None:
+        """Derives everything that follows from the contenders so far, and writes it."""
+        plans = list(self.plans.values())
+        results = self.results
+        results["matched"] = matched(self.settings, plans, results)
+        alive = [plan for plan in plans if finished(results, plan.model)]
+        formula = formula_crossovers(alive, results["corpus"]["vocab_size"], self.settings.context)
+        summarize(results, [*formula, *served_tokens_crossover(self.settings, results)])
+        results["verdict"] = verdict(results)
+        self.save(status)
+        # The report is a package beside this one that needs plotly only where it is written.
+        if importlib.util.find_spec("seqmix.compare.report") is not None:
+            from seqmix.compare.report import write_report
+
+            write_report(dict(results), self.folder / REPORT_NAME)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other comparisons out of it; a killed process lets go by itself."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    except OSError as error:
+        raise InputError(f"{str(folder)!r} cannot be made ({error.strerror}): choose another --out") from error
+    try:
+        if descriptor is not None:
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SeqmixError(
+                    f"another comparison is running in {str(folder)!r}: wait for it or choose another --out"
+                ) from error
+            except OSError:
+                # Some network file systems have no locks; one writer is then up to the user.
+                pass
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _interrupt_on_terminate() -> Iterator[None]:
+    """SIGTERM, as schedulers send it, stops as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,150 @@
+"""What is done in a process of its own; every function takes a JSON document and a reporter and returns one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from seqmix.compare.matrix_images import SIDE, matrix_images
+from seqmix.compare.results import Curve, Evaluations
+from seqmix.data import TokenStore, load_corpus
+from seqmix.evaluation import evaluate
+from seqmix.models import SeqmixForCausalLM
+from seqmix.training import TrainSettings, read_metrics, train
+from seqmix.training.run import choose_device
+
+CURVE_POINTS = 120
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def train_contender(argument: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Trains, or goes on training, one contender and measures what is its own.
+
+    Args:
+        argument: train (TrainSettings), training_flops (for one token), per_hour, measure (False for a trial of a
+            learning rate: the training alone).
+
+    Returns:
+        status, and fields of `Contender` when it is "finished".
+    """
+    settings = TrainSettings(**argument["train"])
+
+    def on_step(*, step: int, tokens: int, seconds: float, loss: float, time_left: float) -> None:
+        report({"seconds": seconds, "time_left": time_left, "loss": loss, "tokens": tokens})
+
+    result = train(settings, resume=True, reporter=on_step, message=print)
+    if result.status != "finished":
+        return {"status": result.status}
+    per_hour, flops = argument["per_hour"], argument["training_flops"]
+    fields: dict[str, Any] = {
+        "status": "finished",
+        "learning_rate": result.learning_rate,
+        "tokens": result.tokens,
+        "train_seconds": result.seconds,
+        "train_money": result.seconds / 3600 * per_hour,
+        "bits_per_byte": result.bits_per_byte,
+    }
+    if not argument["measure"]:
+        return fields
+    report({"note": "measuring"})
+    steps = read_metrics(Path(result.folder) / "metrics.jsonl", "step")
+    gradients = [record["norms"] for record in read_metrics(Path(result.folder) / "metrics.jsonl", "gradients")]
+    fields |= {
+        "train_flops": result.tokens * flops,
+        "tokens_per_second": result.tokens / result.seconds,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "best_bits_per_byte": result.best_bits_per_byte,
+        "curve": training_curve(steps, flops, per_hour),
+        "evaluations": _evaluations(read_metrics(Path(result.folder) / "metrics.jsonl", "evaluation")),
+        # The median over the whole training: a single batch tells little.
+        "gradient_norm_by_depth": [median(norms) for norms in zip(*gradients, strict=True)],
+    }
+    return fields | _measure_quality(settings, result.folder)
+
+
+def training_curve(steps: Sequence[dict[str, Any]], flops: float, per_hour: float) -> Curve:
+    """The records of training steps as at most `CURVE_POINTS` points, each the mean loss of neighbouring steps."""
+    per_point = max(1, math.ceil(len(steps) / CURVE_POINTS))
+    groups = [steps[first : first + per_point] for first in range(0, len(steps), per_point)]
+    tokens = [group[-1]["tokens"] for group in groups]
+    seconds = [group[-1]["seconds"] for group in groups]
+    return {
+        "tokens": tokens,
+        "flops": [count * flops for count in tokens],
+        "seconds": seconds,
+        "money": [second / 3600 * per_hour for second in seconds],
+        "loss": [fmean(step["loss"] for step in group) for group in groups],
+    }
+
+
+def _evaluations(records: Sequence[dict[str, Any]]) -> Evaluations:
+    return {
+        "tokens": [record["tokens"] for record in records],
+        "seconds": [record["seconds"] for record in records],
+        "bits_per_byte": [record["bits_per_byte"] for record in records],
+    }
+
+
+def _measure_quality(settings: TrainSettings, folder: str) -> dict[str, Any]:
+    """What needs the trained weights and the held-out text."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer)
+    model = load_model(folder, device)
+    quality = evaluate(
+        model,
+        corpus.valid,
+        context=settings.context,
+        batch_size=settings.batch_size,
+        device=device,
+        max_tokens=settings.final_evaluate_tokens,
+    )
+    return {
+        "perplexity": _finite(quality.perplexity),
+        "word_perplexity": _finite(quality.word_perplexity),
+        "loss_by_position": {
+            "position": quality.loss_by_position_bins.positions,
+            "bits": quality.loss_by_position_bins.bits,
+        },
+        "bits_by_block": quality.bits_by_block,
+        "matrix_images": matrix_images(model, _first_text(corpus.valid).to(device)),
+    }
+
+
+def load_model(folder: str, device: torch.device) -> SeqmixForCausalLM:
+    """A trained model, ready to be measured."""
+    model: SeqmixForCausalLM = SeqmixForCausalLM.from_pretrained(folder)
+    torch.nn.Module.to(model, device)
+    return model.eval()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity, which the perplexity of words can reach."""
+    return value if math.isfinite(value) else None
+
+
+def _first_text(store: TokenStore) -> torch.Tensor:
+    """(1, time) tokens of the first document that is long enough for a picture, else of the longest."""
+    lengths = store.documents[1:] - store.documents[:-1]
+    enough = [index for index, length in enumerate(lengths) if length >= SIDE]
+    document = enough[0] if enough else int(lengths.argmax())
+    first = int(store.documents[document])
+    last = min(first + SIDE, int(store.documents[document + 1]))
+    return torch.tensor(store.tokens[first:last].astype("int64"))[None]
+
+
+def measure_models(argument: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Speed and state of trained models by context, all measured in turn; models by name of their run folder."""
+    raise NotImplementedError
+
+
+def time_decoding(argument: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Seconds"""
+    raise NotImplementedError
