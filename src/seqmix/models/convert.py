@@ -153,7 +153,7 @@ def _to_llama(model: SeqmixForCausalLM) -> LlamaForCausalLM:
             **_common(config),
             intermediate_size=widths.pop(),
             num_attention_heads=attention.heads,
-            num_key_value_heads=attention.kv_heads,
+            num_key_value_heads=attention.groups,
             head_dim=attention.head_dim,
             rms_norm_eps=config.norm_eps,
             max_position_embeddings=config.max_position_embeddings,

@@ -22,6 +22,10 @@ from seqmix.models.padding import documents_of_mask, forward_padded, padding_is_
 from seqmix.models.state import ModelState, SeqmixCache
 
 
+RESIDUAL_WRITERS = ("o_proj", "out_proj", "down_proj")
+"""The projections whose output is added to the residual; they start smaller by sqrt(2 * layers), as GPT-2's do."""
+
+
 class SeqmixPreTrainedModel(PreTrainedModel):
     """What both classes share with Hugging Face: the config, and how a parameter that no file holds is drawn."""
 
@@ -37,17 +41,6 @@ class SeqmixPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Linear | nn.RMSNorm | nn.LayerNorm | Mixer):
             module.reset_parameters()
-        elif isinstance(module, Block):
-            _shrink_outputs(module, self.config.num_hidden_layers)
-
-
-def _shrink_outputs(block: Block, num_layers: int) -> None:
-    """Divides the projections that write to the residual by sqrt(2 * layers), as GPT-2 does."""
-    writers = [module for name, module in block.mixer.named_children() if name in ("o_proj", "out_proj")]
-    if block.feed_forward is not None:
-        writers.append(block.feed_forward.down_proj)
-    for writer in writers:
-        writer.weight.div_(math.sqrt(2 * num_layers))
 
 
 class SeqmixModel(SeqmixPreTrainedModel):
@@ -58,8 +51,20 @@ class SeqmixModel(SeqmixPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
+        self.residual_writers = {
+            module
+            for name, module in self.layers.named_modules()
+            if name.rpartition(".")[2] in RESIDUAL_WRITERS and isinstance(module, nn.Linear)
+        }
         self.gradient_checkpointing = False
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear | Mixer):
+            for writer in self.residual_writers.intersection(module.modules()):
+                writer.weight.div_(math.sqrt(2 * self.config.num_hidden_layers))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
@@ -318,6 +323,12 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
             for lag in block.mixer.lags or ():
                 reached[lag:] |= earlier[: len(earlier) - lag]
         return int(reached.sum())
+
+    def to_huggingface(self) -> PreTrainedModel:
+        """The Hugging Face model (Llama or Mamba-2) with these weights; see `seqmix.models.convert`."""
+        from seqmix.models.convert import to_huggingface
+
+        return to_huggingface(self)
 
     def path_length(self, distance: int) -> int | None:
         """The fewest layers through which a token `distance` positions back can reach the output; None if it cannot."""
