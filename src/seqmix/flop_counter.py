@@ -46,14 +46,24 @@ def _addmv(bias: Tensor, a: Tensor, b: Tensor, *rest: Any, **kwargs: Any) -> int
     return 2 * a.numel()
 
 
-def _convolution_flops(weight: Tensor, input_shape: Sequence[int], output_shape: Sequence[int], transposed: bool) -> int:
-    """Every weight meets every output position, every input position when transposed; weight holds one group's inputs."""
+def _convolution_flops(
+    weight: Tensor, input_shape: Sequence[int], output_shape: Sequence[int], transposed: bool
+) -> int:
+    """Every weight, one group's inputs wide, meets every output position; every input position when transposed."""
     places = input_shape if transposed else output_shape
     return 2 * places[0] * prod(places[2:]) * weight.numel()
 
 
 def _convolution(
-    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *rest: Any, out: Tensor
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    *rest: Any,
+    out: Tensor,
 ) -> int:
     return _convolution_flops(weight, x.shape, out.shape, transposed)
 

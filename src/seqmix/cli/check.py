@@ -52,9 +52,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _print_results(
-    results: Mapping[str, Sequence[CheckResult]], summaries: Mapping[str, Mapping[str, str]]
-) -> None:
+def _print_results(results: Mapping[str, Sequence[CheckResult]], summaries: Mapping[str, Mapping[str, str]]) -> None:
     """A row for each check and a column for each mixer, then each failure in words, once for all its examples."""
     from seqmix.cli.output import print_table
     from seqmix.conformance import CHECKS

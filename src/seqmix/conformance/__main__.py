@@ -11,14 +11,18 @@ from seqmix.conformance.targets import find_mixers
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m seqmix.conformance", description=__doc__)
-    parser.add_argument("names", nargs="*", help="mixers by name, module:Class or file.py:Class; all where none is given")
+    parser.add_argument(
+        "names", nargs="*", help="a name, module:Class or file.py:Class; every mixer where none is given"
+    )
     parser.add_argument("--only", action="append", help="the name of a check; may be repeated")
     arguments = parser.parse_args()
     failed = 0
     for name, mixer_class in find_mixers(arguments.names).items():
         for result in check_mixer(mixer_class, checks=arguments.only):
             failed += result.status == "failed"
-            print(f"{result.status:16} {name:16} {result.check:28} {result.example}  {result.message}", flush=True)
+            line = f"{result.status:16} {name:16} {result.check:28} {result.example}  {result.message}"
+            sys.stdout.write(line.rstrip() + "\n")
+            sys.stdout.flush()
     return 1 if failed else 0
 
 

@@ -35,16 +35,14 @@ def state_bytes(subject: Subject) -> None:
     traits = subject.traits
     expect(
         (traits.state_growth is not None) == traits.causal,
-        f"state_growth is {traits.state_growth!r} and causal is {traits.causal}: exactly the causal mixers have a state",
+        f"state_growth is {traits.state_growth!r} where causal is {traits.causal}: the causal mixers have a state",
     )
     found = []
     for batch, time in ((1, 8), (3, 16)):
         declared = subject.mixer.cost(batch, time).state_bytes
         state = subject.mixer(subject.x(batch, time).float()).state
         real = 0 if state is None else state.nbytes
-        expect(
-            declared == real, f"state_bytes for {batch} x {time} is declared as {declared}, the state takes {real}"
-        )
+        expect(declared == real, f"state_bytes for {batch} x {time} is declared as {declared}, the state takes {real}")
         found.append(real // batch)
     if not traits.causal:
         return

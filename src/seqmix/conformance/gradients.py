@@ -15,15 +15,14 @@ from seqmix.conformance.subject import Subject, normal, rounding
 
 def gradient_sizes(outputs: list[Tensor], leaf: Tensor, target: int, seed: int) -> Tensor:
     """(source,): the largest gradient of a random combination of the outputs at `target`, for each source."""
+    here = [part[:, target] for part in outputs]
     total = torch.stack(
-        [(part[:, target] * normal(*part[:, target].shape, seed=seed + index)).sum() for index, part in enumerate(outputs)]
+        [(part * normal(*part.shape, seed=seed + index)).sum() for index, part in enumerate(here)]
     ).sum()
     if not total.requires_grad:
         return leaf.new_zeros(leaf.shape[1])
-    (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True)
-    if gradient is None:
-        return leaf.new_zeros(leaf.shape[1])
-    return gradient.abs().amax(dim=(0, 2))
+    (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return gradient.detach().abs().amax(dim=(0, 2))
 
 
 def dependence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from seqmix.mixer import build_config
 
 def config_round_trip(subject: Subject) -> None:
     """The config is a frozen keyword-only dataclass that comes back equal from JSON and builds the same mixer."""
-    config_class, config = subject.mixer_class.config_class, subject.mixer.config
+    config_class: Any = subject.mixer_class.config_class
+    config = subject.mixer.config
     expect(dataclasses.is_dataclass(config_class), "config_class is not a dataclass")
-    parameters = config_class.__dataclass_params__
-    expect(parameters.frozen, "config_class is not frozen")
+    expect(config_class.__dataclass_params__.frozen, "config_class is not frozen")
     fields = dataclasses.fields(config_class)
     expect(all(field.kw_only for field in fields), "config_class is not keyword-only")
     expect(config == subject.config, f"the mixer's config is {config}, not the one it was given, {subject.config}")

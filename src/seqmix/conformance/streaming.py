@@ -59,4 +59,4 @@ def pieces_equal_whole(subject: Subject) -> None:
                         how = "forward"
                     subject.close(mixed.y, whole.y[:, first:last], f"{how} over positions {first} to {last - 1}", time)
                     state = mixed.state
-                compare_states(subject, module, state, whole.state, f"the state after pieces cut at {cuts}")
+                compare_states(subject, module, mixed.state, whole.state, f"the state after pieces cut at {cuts}")
