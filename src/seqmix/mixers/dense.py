@@ -176,14 +176,14 @@ class Dense(Mixer):
     def links(self, time: int) -> Tensor:
         return causal_mask(time, device=self.weight.device)
 
-    def _cost(self, batch: int, time: int, links: int, length: int) -> Cost:
-        """The cost of `time` positions a row with `links`, after which the document has `length` positions."""
+    def _cost(self, batch: int, time: int, products: int, links: int, length: int) -> Cost:
+        """The cost of `time` positions a row that take `products` of weights and values, `links` of them not zero."""
         positions = batch * time
         size = self.weight.element_size()
         state_bytes = batch * (length * self.dim * size + BOOKKEEPING_BYTES)
         projections = self.num_parameters - self.weight.numel()
         return Cost(
-            product_flops=linear_flops(positions, self.dim, 2 * self.dim) + 2 * batch * links * self.dim,
+            product_flops=linear_flops(positions, self.dim, 2 * self.dim) + 2 * batch * products * self.dim,
             other_flops=2 * positions * self.dim if self.config.bias else 0,
             parameters=self.num_parameters,
             state_bytes=state_bytes,
@@ -191,10 +191,11 @@ class Dense(Mixer):
         )
 
     def cost(self, batch: int, time: int) -> Cost:
-        return self._cost(batch, time, causal_links(time), time)
+        """The triangle is multiplied as a square, zeros and all; the state has room for `time` positions."""
+        return self._cost(batch, time, time * time, causal_links(time), time)
 
     def step_cost(self, batch: int, position: int) -> Cost:
-        return self._cost(batch, 1, position + 1, position + 1)
+        return self._cost(batch, 1, position + 1, position + 1, position + 1)
 
 
 def _slot_state(state: State | None) -> SlotState | None:
