@@ -21,7 +21,7 @@ ONE_MODEL = {"training", "evaluation", "generation", "inspection"}
 ALLOWED: dict[str, set[str]] = {
     "cost": set(),
     "errors": set(),
-    "kernels": {"errors"},
+    "kernels": set(),
     "mixer": {"cost", "errors", "kernels"},
     "mixers": GROUND,
     "flop_counter": set(),

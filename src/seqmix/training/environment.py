@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import transformers
 
-import seqmix
+from seqmix import __version__
 
 
 def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -33,7 +33,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     return {
         "commit": _commit(),
         "versions": {
-            "seqmix": seqmix.__version__,
+            "seqmix": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -47,7 +47,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout that seqmix runs from, with "+changes" where files differ from it."""
-    home = Path(seqmix.__file__).resolve().parents[2]
+    home = Path(__file__).resolve().parents[3]
     if not (home / ".git").exists():
         return None
     try:

@@ -1,0 +1,40 @@
+"""The short example runs as it stands, with its defaults made small."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "nano.py"
+
+
+@pytest.mark.parametrize("model", ["convsamba", "transformer"])
+def test_nano_trains_and_samples(model: str, corpus_folder: Path) -> None:
+    options = {
+        "--model": model,
+        "--data": str(corpus_folder),
+        "--params": "20k",
+        "--context": "32",
+        "--batch-size": "2",
+        "--steps": "2",
+        "--new-tokens": "8",
+        "--prompt": "the dog",
+    }
+    words = [word for pair in options.items() for word in pair]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), *words], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"^{model}: \d\d,\d\d\d parameters", done.stdout)
+    bits = [float(found) for found in re.findall(r"([\d.]+) bits per token", done.stdout)]
+    assert len(bits) == 2
+    assert 7.5 < bits[0] < 9, "before the first update every one of 258 tokens is about equally likely"
+    assert "the dog" in done.stdout.splitlines()[3]
+
+
+def test_nano_is_short() -> None:
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 80
