@@ -1,7 +1,16 @@
-"""What one model reaches: how well it predicts held-out text."""
+"""What one model reaches: how well it predicts held-out text, how fast it is, how large its state is."""
 
 from __future__ import annotations
 
 from seqmix.evaluation.language import Evaluation, LossByPosition, evaluate
+from seqmix.evaluation.speed import CONTEXTS, Speed, measure_speed, measure_speeds
 
-__all__ = ["Evaluation", "LossByPosition", "evaluate"]
+__all__ = [
+    "CONTEXTS",
+    "Evaluation",
+    "LossByPosition",
+    "Speed",
+    "evaluate",
+    "measure_speed",
+    "measure_speeds",
+]
