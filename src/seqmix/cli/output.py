@@ -56,7 +56,9 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     for number, column in enumerate(columns):
         is_left = number == 0 or column in left
         table.add_column(column, justify="left" if is_left else "right", no_wrap=number == 0, overflow="fold")
