@@ -47,6 +47,9 @@ def receptive_field_by_gradient(subject: Subject) -> None:
         leaf = subject.x(2, time, seed=20 + draw).requires_grad_()
         with torch.enable_grad():
             y = subject.forward(subject.oracle, leaf).y
+        if subject.traits.resamples:
+            # Outputs are not at the places of inputs, but the middle one looks at the middle of the inputs.
+            target = y.shape[1] // 2
         sizes = torch.maximum(sizes, gradient_sizes([y], leaf, target, seed=600 + draw))
     if span is None:
         earliest = int((sizes > 0).nonzero()[0]) if bool((sizes > 0).any()) else time
