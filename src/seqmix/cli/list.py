@@ -54,4 +54,5 @@ def list_command(
         ],
         left=["causal", "matrix depends on input", "state", "matrix"],
     )
+    print()
     print_table(["model", "what it is"], [(name, preset(name).summary) for name in list_models()], left=["what it is"])
