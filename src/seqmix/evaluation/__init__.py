@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from seqmix.evaluation.language import Evaluation, LossByPosition, evaluate
+from seqmix.evaluation.sliding import evaluate_sliding
 from seqmix.evaluation.speed import CONTEXTS, Speed, measure_speed, measure_speeds
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "LossByPosition",
     "Speed",
     "evaluate",
+    "evaluate_sliding",
     "measure_speed",
     "measure_speeds",
 ]

@@ -179,8 +179,9 @@ def _run_passes(
             for name, one in measured.items():
                 if show is not None:
                     show(min(1.0, spent() / budget_seconds), f"{name} at {context}")
-                is_needed = number == 0 and context == contexts[0]
-                one.measure(context, slice_seconds, None if is_needed else budget_seconds - spent())
+                # An equal share at first, so that one slow model does not keep the others from long contexts.
+                left = budget_seconds / len(measured) - one.spent if number == 0 else budget_seconds - spent()
+                one.measure(context, slice_seconds, None if number == 0 and context == contexts[0] else left)
         if spent() >= budget_seconds:
             break
     for one in measured.values():
@@ -200,6 +201,7 @@ class _Measured:
     state: ModelState | None = None
     read: int = 0
     seconds: float = 0.0
+    spent: float = 0.0
     flops_per_second: float | None = None
     is_stopped: bool = False
 
@@ -224,6 +226,13 @@ class _Measured:
         """
         if self.is_stopped or context in self.left_out:
             return
+        begin = time.perf_counter()
+        try:
+            self._measure(context, slice_seconds, seconds_left)
+        finally:
+            self.spent += time.perf_counter() - begin
+
+    def _measure(self, context: int, slice_seconds: float, seconds_left: float | None) -> None:
         reason = self._obstacle(context, seconds_left)
         if reason is None:
             try:
@@ -237,9 +246,8 @@ class _Measured:
                 self.state = None
         self.is_stopped = True
         if context not in self.prefill_seconds:
-            for later in self.contexts:
-                if later >= context:
-                    self.left_out[later] = reason
+            later = [one for one in self.contexts if one > context]
+            self.left_out |= {context: reason, **dict.fromkeys(later, f"context {context} was left out already")}
 
     def _obstacle(self, context: int, seconds_left: float | None) -> str | None:
         """Why a context cannot be measured, or None."""
@@ -252,7 +260,7 @@ class _Measured:
         expected = self._flops(self.read, context - 1) / self.flops_per_second
         if expected <= seconds_left:
             return None
-        return f"reading up to it would take about {expected:.1f} s more, {max(0.0, seconds_left):.1f} s were left"
+        return f"reading up to it would take about {expected:.2g} s more, {max(0.0, seconds_left):.2g} s were left"
 
     def _read_to(self, length: int) -> None:
         """Prefills until `length` tokens are read, and notes the time from the beginning."""
