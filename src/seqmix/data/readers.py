@@ -149,7 +149,7 @@ def encode_text(content: object, where: str) -> bytes:
     if isinstance(content, bytes):
         return content
     if not isinstance(content, str):
-        raise InputError(f"{where} holds a {type(content).__name__} in `text`: it must be a string")
+        raise InputError(f"{where} holds {type(content).__name__} in `text`: it must be a string")
     try:
         return content.encode()
     except UnicodeEncodeError as error:

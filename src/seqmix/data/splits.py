@@ -50,9 +50,10 @@ def split_documents(documents: Documents, *, share: float, seed: int) -> Split:
     chosen: set[bytes] = set()
     taken = 0
     for digest in sorted(copies, key=lambda digest: hashlib.sha256(f"{seed}\0".encode() + digest).digest()):
-        if taken < target and taken + sizes[digest] <= _MOST_OVER * target:
+        more = taken + sizes[digest]
+        if taken < target and more <= _MOST_OVER * target and more < documents.total:
             chosen.add(digest)
-            taken += sizes[digest]
+            taken = more
     if taken < _LEAST_UNDER * target:
         smallest = min(sizes, key=lambda digest: (sizes[digest], digest))
         if not target <= sizes[smallest] <= _LARGEST_SHARE * documents.total:
