@@ -18,7 +18,7 @@ from seqmix.errors import InputError
 from seqmix.models.config import SeqmixConfig
 from seqmix.models.language_model import SeqmixForCausalLM
 
-_LLAMA_NAMES = (
+_LLAMA_NAMES: tuple[tuple[str, str], ...] = (
     ("model.embed_tokens", "model.embed_tokens"),
     ("model.layers.{}.self_attn.", "model.layers.{}.mixer."),
     ("model.layers.{}.input_layernorm", "model.layers.{}.mixer_norm"),
@@ -27,7 +27,7 @@ _LLAMA_NAMES = (
     ("model.norm", "model.norm"),
     ("lm_head", "lm_head"),
 )
-_MAMBA2_NAMES = (
+_MAMBA2_NAMES: tuple[tuple[str, str], ...] = (
     ("backbone.embeddings", "model.embed_tokens"),
     ("backbone.layers.{}.mixer.conv1d.", "model.layers.{}.mixer.conv_"),
     ("backbone.layers.{}.mixer.", "model.layers.{}.mixer."),
@@ -87,9 +87,10 @@ def from_huggingface(model: PreTrainedModel) -> SeqmixForCausalLM:
     elif isinstance(model, Mamba2ForCausalLM):
         config, names = _from_mamba2(model.config), _MAMBA2_NAMES
     else:
-        raise InputError(f"a {type(model).__name__} cannot be converted: give a LlamaForCausalLM or a Mamba2ForCausalLM")
+        name = type(model).__name__
+        raise InputError(f"a {name} cannot be converted: give a LlamaForCausalLM or a Mamba2ForCausalLM")
     with torch.device(model.device):
-        ours = SeqmixForCausalLM(config).to(model.dtype)
+        ours = SeqmixForCausalLM(config).to(model.dtype)  # type: ignore[arg-type]  # a decorator hides its signature
     _copy(model, ours, _renamer(names, forward=True))
     return ours.train(model.training)
 
@@ -108,7 +109,7 @@ def to_huggingface(model: SeqmixForCausalLM) -> PreTrainedModel:
     _require(config, norm="rms", norm_position="pre", embedding_position="none")
     build, names = (_to_llama, _LLAMA_NAMES) if mixers[0]["name"] == "attention" else (_to_mamba2, _MAMBA2_NAMES)
     with torch.device(model.device):
-        theirs = build(model).to(model.dtype)
+        theirs = build(model).to(model.dtype)  # type: ignore[arg-type]  # as above
     _copy(model, theirs, _renamer(names, forward=False))
     return theirs.train(model.training)
 
@@ -120,7 +121,7 @@ def _common(config: Any) -> dict[str, Any]:
 
 def _from_llama(config: LlamaConfig) -> SeqmixConfig:
     _require(config, hidden_act="silu", mlp_bias=False, attention_dropout=0.0)
-    rope = dict(config.rope_parameters)
+    rope = dict(config.rope_parameters or {})
     if rope.get("rope_type", "default") != "default":
         raise InputError(f"rope_type is {rope['rope_type']!r}, which cannot be converted: only 'default' can")
     if config.attention_bias:

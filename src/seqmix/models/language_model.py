@@ -21,7 +21,6 @@ from seqmix.models.config import SeqmixConfig
 from seqmix.models.padding import documents_of_mask, forward_padded, padding_is_documents
 from seqmix.models.state import ModelState, SeqmixCache
 
-
 RESIDUAL_WRITERS = ("o_proj", "out_proj", "down_proj")
 """The projections whose output is added to the residual; they start smaller by sqrt(2 * layers), as GPT-2's do."""
 
@@ -32,7 +31,7 @@ class SeqmixPreTrainedModel(PreTrainedModel):
     config_class = SeqmixConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # noqa: RUF012 - the type it has in the base class
     _is_stateful = True
 
     @torch.no_grad()
@@ -48,7 +47,7 @@ class SeqmixModel(SeqmixPreTrainedModel):
 
     def __init__(self, config: SeqmixConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
         self.residual_writers = {
@@ -98,7 +97,7 @@ class SeqmixModel(SeqmixPreTrainedModel):
             x = rotate(x[:, None], state.position[:, None], self.config.rope_theta)[:, 0]
         layers = []
         for block, before in zip(self.layers, state.layers, strict=True):
-            x, after = block.step(x, before)
+            x, after = block.step(x, before)  # type: ignore[operator]  # items of a ModuleList have no class
             layers.append(after)
         return self.norm(x), ModelState(state.position + 1, state.document, tuple(layers))
 
@@ -122,7 +121,7 @@ class SeqmixModel(SeqmixPreTrainedModel):
             document_ids: (batch, time), documents packed in a row; nothing crosses their borders.
         """
         embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        batch, time = embeddings.shape[:2]
+        time = embeddings.shape[1]
         use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
         cache = past_key_values
         state = None if cache is None else cache.state
@@ -176,7 +175,7 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]  # declared as bool, but None is returned there too
         self,
         generation_config: Any,
         model_kwargs: dict[str, Any],

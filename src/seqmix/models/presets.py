@@ -31,10 +31,8 @@ class Preset:
     width_multiple: int = 8
     depth_factor: float = 1.0
 
-    def config(
-        self, *, vocab_size: int, context: int, width: int, depth: int, **options: Any
-    ) -> SeqmixConfig:
-        """The config of this preset at a size; `options` are further fields of SeqmixConfig that replace the preset's."""
+    def config(self, *, vocab_size: int, context: int, width: int, depth: int, **options: Any) -> SeqmixConfig:
+        """The config of this preset at a size; `options` are fields of SeqmixConfig that replace the preset's."""
         known = SeqmixConfig.__dataclass_fields__
         for option in options:
             if option not in known:
@@ -51,7 +49,7 @@ class Preset:
         return SeqmixConfig(**fields)
 
     def learning_rate(self, parameters: int) -> float:
-        """Peak learning rate for a number of non-embedding parameters: rate * (parameters / 10^6)^(-1/4), at most 4 * rate."""
+        """Peak rate at a number of non-embedding parameters: rate * (parameters / 10^6)^(-1/4), at most 4 * rate."""
         return self.rate * min(4.0, (max(parameters, 1) / 1e6) ** -0.25)
 
 
@@ -80,7 +78,8 @@ def _gated_conv_pattern(depth: int, context: int, kernel: int) -> list[dict[str,
     kernel = min(kernel, context)
     dilations = dilations_within(context, kernel)
     return [
-        {"name": "gated_conv", "kernel": kernel, "dilation": dilations[layer % len(dilations)]} for layer in range(depth)
+        {"name": "gated_conv", "kernel": kernel, "dilation": dilations[layer % len(dilations)]}
+        for layer in range(depth)
     ]
 
 

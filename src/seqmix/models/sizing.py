@@ -77,22 +77,22 @@ def solve(
     Raises:
         InputError: no width and depth come within 2 %; it names the nearest size there is.
     """
-    chosen, target = preset(name), parse_size(target)
-    depths = _depths(chosen, target, measure, vocab_size, context, options)
+    chosen, goal = preset(name), parse_size(target)
+    depths = _depths(chosen, goal, measure, vocab_size, context, options)
     best: tuple[float, SeqmixConfig] | None = None
     for unit in sorted({chosen.width_multiple, 2}, reverse=True):
         for depth in depths:
-            for config in _near(chosen, unit, depth, target, measure, vocab_size, context, options):
-                error = abs(measure_config(config, measure) / target - 1)
+            for config in _near(chosen, unit, depth, goal, measure, vocab_size, context, options):
+                error = abs(measure_config(config, measure) / goal - 1)
                 if best is None or error < best[0]:
                     best = error, config
             if best is not None and best[0] <= TOLERANCE / 2:
                 return best[1]
     if best is None or best[0] > TOLERANCE:
-        unit = "non-embedding parameters" if measure == "params" else "FLOPs per token"
+        quantity = "non-embedding parameters" if measure == "params" else "FLOPs per token"
         nearest = "none" if best is None else f"{measure_config(best[1], measure):,.0f}"
         raise InputError(
-            f"{name} cannot be made with {target:,} {unit} at context {context}: the nearest size is {nearest}; "
+            f"{name} cannot be made with {goal:,} {quantity} at context {context}: the nearest size is {nearest}; "
             "choose another size"
         )
     return best[1]

@@ -80,7 +80,8 @@ class SeqmixCache(DynamicCache):
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: a state of constant size cannot unread a token."""
         raise InputError(
-            f"cannot remove {abs(tokens_to_remove)} tokens from a state of constant size: clone the state before reading them"
+            f"cannot remove {abs(tokens_to_remove)} tokens from a state of constant size: "
+            "clone the state before reading them"
         )
 
     def __repr__(self) -> str:
