@@ -10,7 +10,7 @@ import random
 import torch
 from torch import Tensor
 
-from seqmix.conformance.subject import Subject, compare_states, expect
+from seqmix.conformance.subject import Subject, compare_futures, compare_states, expect
 from seqmix.mixer import Mixed, Mixer, State
 
 
@@ -88,13 +88,13 @@ def _states_of_packed(
     cuts = {min(border, time - 1), max(1, border - 1), min(border + 1, time - 1), time // 2}
     for dtype, module in subject.precisions:
         whole = module(x.to(dtype), document_ids=ids).state
-        _last_documents(subject, module, whole, states, ids, f"the state after packed {where}")
+        _last_documents(subject, module, whole, states, ids, f"the state after packed {where}", with_future=True)
         for cut in sorted(cuts):
             first = module(x[:, :cut].to(dtype), document_ids=ids[:, :cut])
             second = module(x[:, cut:].to(dtype), first.state, document_ids=ids[:, cut:])
             what = f"packed {where} in pieces cut at {cut}"
             subject.close(torch.cat([first.y, second.y], dim=1), expected, what, time)
-            _last_documents(subject, module, second.state, states, ids, f"the state after {what}")
+            _last_documents(subject, module, second.state, states, ids, f"the state after {what}", with_future=False)
         mixed = Mixed(expected[:, :0], module(x[:, :border].to(dtype), document_ids=ids[:, :border]).state)
         for index in range(border, time):
             same = ids[:, index] == ids[:, index - 1]
@@ -105,8 +105,16 @@ def _states_of_packed(
 
 
 def _last_documents(
-    subject: Subject, module: Mixer, actual: State, states: list[State | None], ids: Tensor, what: str
+    subject: Subject,
+    module: Mixer,
+    actual: State,
+    states: list[State | None],
+    ids: Tensor,
+    what: str,
+    *,
+    with_future: bool,
 ) -> None:
+    """The constant state is compared number by number; what comes after it, only once for each packing."""
     for row, state in enumerate(states):
         assert state is not None
         one = actual.select(torch.tensor([row]))
@@ -114,4 +122,6 @@ def _last_documents(
             torch.equal(one.document, ids[row, -1:]),
             f"{what} says document {one.document.tolist()} in row {row}: the last one is {ids[row, -1:].tolist()}",
         )
-        compare_states(subject, module, one, state, f"{what}, row {row}", documents=False)
+        compare_states(subject, module, one, state, f"{what}, row {row}")
+        if with_future or subject.traits.state_growth == "linear":
+            compare_futures(subject, module, one, state.clone(), f"{what}, row {row}")

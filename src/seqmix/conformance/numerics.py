@@ -101,7 +101,7 @@ def low_precision(subject: Subject) -> None:
 
 
 def compiles(subject: Subject, backend: str = "aot_eager") -> None:
-    """torch.compile takes forward with its backward, packed documents, a piece and a step, each as one graph."""
+    """torch.compile takes forward with its backward, packed documents and a step, each as one graph."""
     module, batch, time = subject.mixer, 2, 8
     x = subject.x(batch, time).float()
     plain = subject.is_plain
@@ -115,23 +115,23 @@ def compiles(subject: Subject, backend: str = "aot_eager") -> None:
     def packed(x: Tensor) -> Tensor:
         return module(x, document_ids=ids).y
 
-    def streamed(x: Tensor) -> Tensor:
-        first = module(x[:, :-1])
-        return module.step(x[:, -1], first.state).y
+    def step(x: Tensor) -> Tensor:
+        return module.step(x[:, -1], state.clone()).y
 
-    functions = [(whole, True)]
+    state = module(x[:, :-1]).state
+    functions = [("sequence", whole, True)]
     if plain:
-        functions.append((packed, False))
+        functions.append(("packed sequence", packed, False))
     if plain and subject.traits.causal:
-        functions.append((streamed, False))
-    for function, backward in functions:
+        functions.append(("step", step, False))
+    for what, function, backward in functions:
         torch._dynamo.reset()
         compiled = torch.compile(function, fullgraph=True, backend=backend, dynamic=False)
         with torch.set_grad_enabled(backward):
             leaf = x.clone().requires_grad_(backward)
             y = compiled(leaf)
             expected = function(x)
-            subject.close(y, expected.double(), f"the compiled {function.__name__} sequence", time)
+            subject.close(y, expected.double(), f"the output of the compiled {what}", time)
             if backward:
                 (slope,) = torch.autograd.grad(y.sum(), leaf)
                 leaf = x.clone().requires_grad_()

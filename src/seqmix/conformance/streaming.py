@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import torch
+from torch import Tensor
 
-from seqmix.conformance.subject import Subject, compare_states
-from seqmix.mixer import Mixed
+from seqmix.conformance.subject import FUTURE, Subject, compare_futures, compare_states
+from seqmix.mixer import Mixed, Mixer, State
 
 
 def _capacities(subject: Subject, time: int) -> list[int | None]:
@@ -21,13 +22,21 @@ def forward_equals_steps(subject: Subject) -> None:
     x = subject.x(batch, time)
     expected = subject.oracle(x)
     for dtype, module in subject.precisions:
-        # The comparison of the final states goes on for 5 more positions, which the capacity must hold.
-        for capacity in _capacities(subject, time + 5):
+        for capacity in _capacities(subject, time + FUTURE):
             state = module.init_state(batch, capacity, dtype=dtype)
             for index in range(time):
                 y, state = module.step(x[:, index].to(dtype), state)
                 subject.close(y, expected.y[:, index], f"the output of step {index} against forward's", time)
             compare_states(subject, module, state, expected.state, "the state after the steps")
+            compare_futures(subject, module, state, expected.state.clone(), "the state after the steps")
+
+
+def _steps(module: Mixer, x: Tensor, state: State) -> Mixed:
+    outputs = []
+    for token in x.unbind(1):
+        y, state = module.step(token, state)
+        outputs.append(y)
+    return Mixed(torch.stack(outputs, dim=1), state)
 
 
 @torch.no_grad()
@@ -43,20 +52,18 @@ def pieces_equal_whole(subject: Subject) -> None:
             cuts = [1, 2, time - 1]
         pieces = list(zip([0, *cuts], [*cuts, time], strict=True))
         for dtype, module in subject.precisions:
-            for capacity in _capacities(subject, time + 5):
+            for capacity in _capacities(subject, time + FUTURE):
                 state = module.init_state(batch, capacity, dtype=dtype) if choice.random() < 0.5 else None
                 for first, last in pieces:
                     part = x[:, first:last].to(dtype)
-                    if state is not None and choice.random() < 0.4:
-                        outputs = []
-                        for index in range(last - first):
-                            y, state = module.step(part[:, index], state)
-                            outputs.append(y)
-                        mixed = Mixed(torch.stack(outputs, dim=1), state)
+                    if state is not None and first > 0 and choice.random() < 0.4:
+                        mixed = _steps(module, part, state)
                         how = "steps"
                     else:
                         mixed = module(part, state, capacity=capacity)
                         how = "forward"
                     subject.close(mixed.y, whole.y[:, first:last], f"{how} over positions {first} to {last - 1}", time)
                     state = mixed.state
-                compare_states(subject, module, mixed.state, whole.state, f"the state after pieces cut at {cuts}")
+                what = f"the state after pieces cut at {cuts}"
+                compare_states(subject, module, mixed.state, whole.state, what)
+                compare_futures(subject, module, mixed.state, whole.state.clone(), what)

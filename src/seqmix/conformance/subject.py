@@ -108,6 +108,10 @@ class Subject:
         """The oracle first, then the mixer as it is used."""
         return [(torch.float64, self.oracle), (torch.float32, self.mixer)]
 
+    def dtype_of(self, module: Mixer) -> torch.dtype:
+        """The precision that the oracle, or the mixer, reads."""
+        return torch.float64 if module is self.oracle else torch.float32
+
     @property
     def probe_time(self) -> int:
         """A length that passes the receptive field where it can, so that every ring buffer goes round."""
@@ -138,8 +142,20 @@ class Subject:
         """The matrices, over the second sequence if there is one."""
         return module.mixing(x, **self.extra(x, seed))
 
-    def close(self, actual: Tensor, expected: Tensor, what: str, time: int, slack: float = 1.0) -> None:
-        """Fails unless the two agree up to rounding in the precision of `actual`, relative to the largest value."""
+    def close(
+        self,
+        actual: Tensor,
+        expected: Tensor,
+        what: str,
+        time: int,
+        *,
+        slack: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Fails unless the two agree up to rounding, relative to the largest value.
+
+        The precision is that of `actual`, or `dtype` where what was computed in that is stored in another one.
+        """
         expect(
             actual.shape == expected.shape,
             f"{what} has shape {tuple(actual.shape)} where {tuple(expected.shape)} is expected",
@@ -150,7 +166,7 @@ class Subject:
         expect(bool(torch.isfinite(actual).all()), f"{what} holds NaN or infinite values")
         error = float((actual.double() - expected.double()).abs().max())
         size = float(expected.abs().max())
-        allowed = slack * rounding(actual.dtype, self.reduction(time)) * size
+        allowed = slack * rounding(dtype or actual.dtype, self.reduction(time)) * size
         expect(
             error <= allowed,
             f"{what} is off by {error:.2g} ({actual.dtype}); rounding explains {allowed:.2g} at a size of {size:.2g}",
@@ -171,41 +187,37 @@ def tensors_of(value: Any, name: str = "state") -> dict[str, Tensor]:
     return found
 
 
-def compare_states(
-    subject: Subject, module: Mixer, actual: State, expected: State, what: str, *, documents: bool = True
-) -> None:
-    """Fails unless `actual`, a state of `module`, is the oracle's `expected`.
+def compare_states(subject: Subject, module: Mixer, actual: State, expected: State, what: str) -> None:
+    """Fails unless a state of `module` says the same position as the oracle's and, where it is constant, holds the same numbers.
 
-    The bookkeeping is equal, a constant state is equal number by number, and both go on alike: through a piece,
-    and through steps. A growing state may hold room to spare, so its tensors are not compared one by one.
+    A growing state may hold room to spare, so its tensors are not compared; `compare_futures` is for that.
     """
     expect(type(actual) is type(expected), f"{what} is a {type(actual).__name__}, not a {type(expected).__name__}")
     expect(
         torch.equal(actual.position, expected.position),
         f"{what} says position {actual.position.tolist()} where {expected.position.tolist()} is expected",
     )
-    if documents:
-        expect(
-            torch.equal(actual.document, expected.document),
-            f"{what} says document {actual.document.tolist()} where {expected.document.tolist()} is expected",
-        )
-    time = int(expected.position.max()) + 1
-    batch = len(actual.position)
-    x = subject.x(batch, 5, seed=77)
-    dtype = next(module.parameters(), x).dtype
-    if subject.traits.state_growth == "constant":
-        one, other = tensors_of(actual, what), tensors_of(expected, what)
-        expect(one.keys() == other.keys(), f"{what} has other fields than the state of forward")
-        for name, tensor in one.items():
-            if tensor.is_floating_point():
-                # A state may be kept more finely than the values that it is made of, but is no better than they are.
-                is_finer = torch.finfo(tensor.dtype).eps < torch.finfo(dtype).eps
-                subject.close(tensor.to(dtype) if is_finer else tensor, other[name], name, time)
-    after = module(x[:, :3].to(dtype), actual)
-    reference = subject.oracle(x[:, :3], expected)
-    subject.close(after.y, reference.y, f"the piece that continues {what}", time + 3)
-    mixed, oracle = Mixed(after.y, after.state.clone()), Mixed(reference.y, reference.state.clone())
+    if subject.traits.state_growth != "constant":
+        return
+    one, other = tensors_of(actual, what), tensors_of(expected, what)
+    expect(one.keys() == other.keys(), f"{what} has other fields than the state of forward")
+    for name, tensor in one.items():
+        if tensor.is_floating_point():
+            time = int(expected.position.max()) + 1
+            subject.close(tensor, other[name], name, time, dtype=subject.dtype_of(module))
+
+
+FUTURE = 5
+"""The positions that `compare_futures` reads; a capacity must leave room for them."""
+
+
+def compare_futures(subject: Subject, module: Mixer, actual: State, expected: State, what: str) -> None:
+    """Fails unless a state of `module` goes on as the oracle's does, through a piece and then through steps."""
+    batch, time = len(actual.position), int(expected.position.max())
+    x = subject.x(batch, FUTURE, seed=77)
+    dtype = subject.dtype_of(module)
+    mixed, oracle = module(x[:, :3].to(dtype), actual), subject.oracle(x[:, :3], expected)
+    subject.close(mixed.y, oracle.y, f"the piece that continues {what}", time + 3)
     for index in (3, 4):
-        mixed = module.step(x[:, index].to(dtype), mixed.state)
-        oracle = subject.oracle.step(x[:, index], oracle.state)
-        subject.close(mixed.y, oracle.y, f"the step that continues {what}", time + 5)
+        mixed, oracle = module.step(x[:, index].to(dtype), mixed.state), subject.oracle.step(x[:, index], oracle.state)
+        subject.close(mixed.y, oracle.y, f"the step that continues {what}", time + index + 1)
