@@ -39,13 +39,15 @@ class _PaddedConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             reach = (kernel - 1) * ctx.dilation
             spread = F.pad(grad_BDT, (reach, reach))
-            grad_padded = F.conv1d(spread, weight_DK.flip(1)[:, None], dilation=ctx.dilation, groups=dim)
+            # Under autocast the output's gradient is of lower precision than what was saved.
+            flipped = weight_DK.flip(1)[:, None].to(grad_BDT.dtype)
+            grad_padded = F.conv1d(spread, flipped, dilation=ctx.dilation, groups=dim)
         if ctx.needs_input_grad[1]:
             batch, time = grad_BDT.shape[0], grad_BDT.shape[2]
-            sources = padded_BDP.reshape(1, batch * dim, -1)
+            sources = padded_BDP.reshape(1, batch * dim, -1).to(grad_BDT.dtype)
             targets = grad_BDT.reshape(batch * dim, 1, time)
             by_row = F.conv1d(sources, targets, stride=ctx.dilation, groups=batch * dim)
-            grad_weight = by_row.reshape(batch, dim, kernel).sum(0)
+            grad_weight = by_row.reshape(batch, dim, kernel).to(weight_DK.dtype).sum(0)
         return grad_padded, grad_weight, None
 
 
