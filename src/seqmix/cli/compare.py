@@ -37,6 +37,7 @@ def compare(
         list[str] | None, typer.Option(help="MODEL.KEY=VALUE, a field of one model's config; may be repeated.")
     ] = None,
     evaluate_tokens: Annotated[str, typer.Option(help="Held-out tokens read at each evaluation, or all.")] = "64k",
+    speed_seconds: Annotated[float, typer.Option(help="Seconds to measure the speeds, for each model.")] = 8.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU is taken where there is one.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -67,6 +68,7 @@ def compare(
         serve_tokens=None if serve_tokens is None else parse_quantity("serve_tokens", serve_tokens),
         options=parse_options(option or []),
         evaluate_tokens=None if evaluate_tokens == "all" else round(parse_quantity("evaluate_tokens", evaluate_tokens)),
+        speed_seconds=speed_seconds,
         threads=threads,
         device=device,
         precision=precision,

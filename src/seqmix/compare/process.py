@@ -133,6 +133,8 @@ def _child(connection: Connection, task: str, argument: str, log: str) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
+    sys.stdout.write(f"process {os.getpid()}: {task}\n")
+    sys.stdout.flush()
     threading.Thread(target=_die_with_parent, args=(connection,), daemon=True).start()
 
     def send(message: dict[str, Any]) -> None:

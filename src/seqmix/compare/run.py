@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from seqmix.compare import units
 from seqmix.compare.formulas import formula_crossovers
 from seqmix.compare.held_equal import matched, served_tokens_crossover
 from seqmix.compare.opening import TRIAL_SHARE, begin, stored_plans, stored_results, train_settings
@@ -25,6 +26,7 @@ from seqmix.compare.progress import Display, Pace
 from seqmix.compare.results import Contender, Results, Status, Trial, write_results
 from seqmix.compare.settings import CompareSettings
 from seqmix.compare.summary import finished, model_names, summarize
+from seqmix.compare.tasks import SPEED_FIELDS
 from seqmix.compare.verdict import verdict
 from seqmix.data import PackedStream, load_corpus
 from seqmix.errors import InputError, SeqmixError
@@ -32,6 +34,9 @@ from seqmix.models.config import SeqmixConfig
 from seqmix.training.run import choose_device
 
 SPEED_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+TIMING_SECONDS = 1.5
+"""What timing the decoding of one untrained model may take."""
+
 REPORT_NAME = "report.html"
 
 _OPEN: tuple[Status, ...] = ("pending", "running", "interrupted")
@@ -77,6 +82,7 @@ def decode_seconds(settings: CompareSettings, configs: Sequence[SeqmixConfig]) -
     argument = {
         "configs": [config.to_dict() for config in configs],
         "context": settings.context,
+        "seconds": TIMING_SECONDS * len(configs),
         "device": settings.device,
         "threads": settings.threads,
     }
@@ -209,6 +215,7 @@ class Comparison:
         argument = {
             "folders": {model: str(self.folder / finished(self.results, model)[0]["folder"]) for model in models},
             "contexts": sorted({*SPEED_CONTEXTS, self.settings.context}),
+            "seconds": self.settings.speed_seconds * len(models),
             "device": self.settings.device,
             "threads": self.settings.threads,
         }
@@ -226,10 +233,15 @@ class Comparison:
         for contender in self.results["contenders"]:
             if contender["status"] == "finished":
                 speed = measured[contender["model"]]
-                contender.update(speed)
+                for field in SPEED_FIELDS:
+                    contender[field] = speed[field]  # type: ignore[literal-required]
                 contender["decode_money_per_million_tokens"] = {
                     context: 1e6 / rate * per_second for context, rate in speed["decode_tokens_per_second"].items()
                 }
+        for model, speed in measured.items():
+            for reason in dict.fromkeys(speed["left_out"].values()):
+                contexts = units.listed([context for context, why in speed["left_out"].items() if why == reason])
+                self._note(f"The speed of {model} was not measured at context {contexts}: {reason}.")
 
     def _conclude(self, status: Status) -> None:
         """Derives everything that follows from the contenders so far, and writes it."""

@@ -73,7 +73,8 @@ class CompareSettings:
     context, batch_size: tokens in a row, rows in a step. price: money per hour; None takes the default.
     serve_tokens: generated tokens that the total money covers (match "total-money").
     options: fields of the model config to replace, by model. evaluate_tokens: held-out tokens read at
-    the end; None reads all. threads, device, precision: as in TrainSettings.
+    each evaluation; None reads all. speed_seconds: to measure the speeds, for each model. threads, device,
+    precision: as in TrainSettings.
     """
 
     data: str
@@ -91,6 +92,7 @@ class CompareSettings:
     serve_tokens: float | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     evaluate_tokens: int | None = 64_000
+    speed_seconds: float = 8.0
     threads: int | None = None
     device: str | None = None
     precision: str = "float32"
@@ -108,6 +110,8 @@ class CompareSettings:
             raise InputError("tune is 1: one learning rate leaves no choice, give 0 or at least 2")
         if self.price is not None and not 0 < self.price < math.inf:
             raise InputError(f"price is {self.price}: give the money that an hour costs, above 0")
+        if not 0 < self.speed_seconds < math.inf:
+            raise InputError(f"speed_seconds is {self.speed_seconds}: it must be above 0")
         self._check_budget()
 
     def _check_models(self) -> None:

@@ -14,11 +14,14 @@ from seqmix.compare.matrix_images import SIDE, matrix_images
 from seqmix.compare.results import Curve, Evaluations
 from seqmix.data import TokenStore, load_corpus
 from seqmix.evaluation import evaluate
+from seqmix.evaluation.speed import measure_speeds
 from seqmix.models import SeqmixForCausalLM
+from seqmix.models.config import SeqmixConfig
 from seqmix.training import TrainSettings, read_metrics, train
 from seqmix.training.run import choose_device
 
 CURVE_POINTS = 120
+SPEED_FIELDS = ("state_bytes", "decode_tokens_per_second", "prefill_tokens_per_second")
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -93,9 +96,7 @@ def _evaluations(records: Sequence[dict[str, Any]]) -> Evaluations:
 
 def _measure_quality(settings: TrainSettings, folder: str) -> dict[str, Any]:
     """What needs the trained weights and the held-out text."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    device = choose_device(settings.device)
+    device = _prepare(settings.to_dict())
     corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer)
     model = load_model(folder, device)
     quality = evaluate(
@@ -141,10 +142,44 @@ def _first_text(store: TokenStore) -> torch.Tensor:
 
 
 def measure_models(argument: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Speed and state of trained models by context, all measured in turn; models by name of their run folder."""
-    raise NotImplementedError
+    """Speed and state of trained models by context, all measured in turn.
+
+    Args:
+        argument: folders (of runs, by model), contexts, seconds (in all), device, threads.
+
+    Returns:
+        By model: fields of `Contender`, and left_out, the contexts that were not measured with the reason.
+    """
+    device = _prepare(argument)
+    models = {name: load_model(folder, device) for name, folder in argument["folders"].items()}
+    speeds = measure_speeds(
+        models,
+        argument["contexts"],
+        budget_seconds=argument["seconds"],
+        show=lambda share, note: report({"share": share, "note": note}),
+    )
+    measured = {name: speed.to_dict() for name, speed in speeds.items()}
+    return {name: {field: one[field] for field in (*SPEED_FIELDS, "left_out")} for name, one in measured.items()}
 
 
 def time_decoding(argument: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Seconds"""
-    raise NotImplementedError
+    """Seconds for one generated token of untrained models with `context` tokens read, measured in turn.
+
+    Args:
+        argument: configs, context, seconds (in all), device, threads.
+    """
+    device = _prepare(argument)
+    models: dict[str, SeqmixForCausalLM] = {}
+    for number, config in enumerate(argument["configs"]):
+        with device:
+            models[str(number)] = SeqmixForCausalLM(SeqmixConfig(**config))
+    context = argument["context"]
+    speeds = measure_speeds(models, [context], budget_seconds=argument["seconds"])
+    return {"seconds": [1 / speed.decode_tokens_per_second[context] for speed in speeds.values()]}
+
+
+def _prepare(argument: dict[str, Any]) -> torch.device:
+    """Sets the threads and returns the device."""
+    if argument["threads"] is not None:
+        torch.set_num_threads(argument["threads"])
+    return choose_device(argument["device"])
