@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seqmix import create_mixer
 from seqmix.errors import InputError
+from seqmix.flop_counter import FlopCounter
 from seqmix.mixers.attention import Attention, usual_heads
 from seqmix.mixers.rotary import rotate
 
@@ -110,6 +111,34 @@ def test_gradients_equal_those_of_the_equations(dim: int, options: dict[str, Any
         tolerance = 4 * FLOAT32_TOLERANCE if dtype == torch.float32 else 1e-12
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("window, time", [(3, 128), (3, 150), (64, 128), (64, 131), (70, 300), (1, 129)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_of_a_window_equal_the_written_out_form(window: int, time: int, packed: bool) -> None:
+    options = {"heads": 2, "kv_heads": 1, "window": window}
+    exact, mixer = build(8, options), build(8, options, torch.float32)
+    x, cotangent = torch.randn(2, time, 8, dtype=torch.float64), torch.randn(2, time, 8, dtype=torch.float64)
+    ids = (torch.arange(time) // torch.tensor([[50], [3]])) if packed else None
+
+    def forward(mixer: Attention, x: Tensor, ids: Tensor | None) -> Tensor:
+        return mixer(x, document_ids=ids).y
+
+    expected_y = forward(exact, x, ids)
+    torch.testing.assert_close(forward(mixer, x.float(), ids).double(), expected_y, rtol=0, atol=FLOAT32_TOLERANCE)
+    expected = gradients(exact, x, cotangent, forward, ids)
+    found = gradients(mixer, x.float(), cotangent.float(), forward, ids)
+    size = max(float(gradient.abs().max()) for gradient in expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=4 * time * torch.finfo(torch.float32).eps * size)
+
+
+@pytest.mark.parametrize("window, time", [(3, 150), (64, 131), (70, 300)])
+def test_blocks_of_a_window_cost_what_its_links_cost(window: int, time: int) -> None:
+    mixer = build(8, {"heads": 2, "kv_heads": 1, "window": window}, torch.float32)
+    with FlopCounter() as counter, torch.no_grad():
+        mixer(torch.randn(2, time, 8))
+    assert counter.total == mixer.cost(2, time).product_flops
 
 
 def gradients(mixer: Attention, x: Tensor, weight: Tensor, function: Any, ids: Tensor | None) -> list[Tensor]:
@@ -417,8 +446,6 @@ def test_non_causal_attention_sees_both_sides_within_the_document(window: int | 
 
 
 def test_step_cost_is_the_cost_of_the_step() -> None:
-    from seqmix.flop_counter import FlopCounter
-
     for options in ({"heads": 4, "kv_heads": 2}, {"heads": 2, "window": 3, "bias": True}):
         mixer = build(8, options, torch.float32)
         state = mixer.init_state(2, 7)

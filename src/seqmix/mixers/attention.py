@@ -21,7 +21,7 @@ from seqmix.cost import Cost, causal_links, linear_flops
 from seqmix.errors import InputError
 from seqmix.kernels.documents import Placement
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.attention_product import attend, attention_matrix, repeat_groups
+from seqmix.mixers.attention_product import attend, attend_locally, attention_matrix, repeat_groups
 from seqmix.mixers.rotary import apply_rotation, rotation
 from seqmix.mixers.slots import SlotState, append, empty_slots, filled, gather, remember, visible, widen
 
@@ -190,10 +190,14 @@ class Attention(Mixer):
         window = self.config.window
         cached = gather(slots, (k_BGTK, v_BGTK), placement)
         keys, values = cached.stored
-        is_whole = not placement.packed and keys.shape[2] == x.shape[1] and (window is None or window >= x.shape[1])
-        mask = None if is_whole else visible(cached, placement, window)
-        y = self._output(attend(q_BHTK, keys, values, mask, is_causal=is_whole))
-        return Mixed(y, remember(slots, cached, placement, capacity=capacity, window=window))
+        has_no_past = keys.shape[2] == x.shape[1]
+        if has_no_past and window is not None and window < x.shape[1]:
+            mixed = attend_locally(q_BHTK, keys, values, window, placement.runs if placement.packed else None)
+        elif has_no_past and not placement.packed:
+            mixed = attend(q_BHTK, keys, values, is_causal=True)
+        else:
+            mixed = attend(q_BHTK, keys, values, visible(cached, placement, window))
+        return Mixed(self._output(mixed), remember(slots, cached, placement, capacity=capacity, window=window))
 
     def _mask_around(self, placement: Placement) -> Tensor | None:
         """bool (batch or 1, T, T) for the non-causal form: one document, less than a window away on either side."""

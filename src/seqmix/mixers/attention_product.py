@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from seqmix.mixer import causal_mask
 
+SMALLEST_BLOCK = 64
+"""Targets that share one block of sources: with fewer the blocks' overlap and the number of products grow."""
+
 
 def repeat_groups(x_BGSK: Tensor, heads: int) -> Tensor:
     """The keys or values of every head: head h has those of group h // (H / G)."""
@@ -65,3 +68,58 @@ def attend(
         is_causal=is_causal,
         enable_gqa=groups != heads,
     )
+
+
+def attend_locally(
+    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, runs_BT: Tensor | None = None
+) -> Tensor:
+    """The values mixed over a causal window, (B, H, T, K), with work and memory that grow as T * window.
+
+    A block of targets shares a block of sources that begins window - 1 positions before it. The first block has
+    none before it, the last one may be shorter: both are products of their own.
+
+    Args:
+        runs_BT: equal exactly within one document, which nothing leaves; None for a single one.
+    """
+    time = q_BHTK.shape[2]
+    block, before = max(window, SMALLEST_BLOCK), window - 1
+    if time < 2 * block or q_BHTK.dtype == torch.float64:
+        mask = causal_mask(time, window, q_BHTK.device)[None]
+        return attend(q_BHTK, k_BGTK, v_BGTK, mask if runs_BT is None else _within_runs(mask, runs_BT, runs_BT))
+    whole = time - time % block
+    mask = causal_mask(before + block, window, q_BHTK.device)[None, before:]
+
+    def product(targets: slice, sources: slice, mask: Tensor) -> Tensor:
+        if runs_BT is not None:
+            mask = _within_runs(mask, runs_BT[:, targets], runs_BT[:, sources])
+        return attend(q_BHTK[:, :, targets], k_BGTK[:, :, sources], v_BGTK[:, :, sources], mask)
+
+    def of_targets(tensor: Tensor) -> Tensor:
+        return _blocks(tensor[:, :, block:whole], block, block)
+
+    def of_sources(tensor: Tensor) -> Tensor:
+        return _blocks(tensor[:, :, block - before : whole], before + block, block)
+
+    middle_mask = mask
+    if runs_BT is not None:
+        runs = runs_BT[:, None, :, None]
+        middle_mask = _within_runs(mask, of_targets(runs)[:, 0, :, 0], of_sources(runs)[:, 0, :, 0])
+    middle = attend(of_targets(q_BHTK), of_sources(k_BGTK), of_sources(v_BGTK), middle_mask)
+    parts = [
+        product(slice(0, block), slice(0, block), mask[:, :, before:]),
+        middle.unflatten(0, (len(q_BHTK), -1)).transpose(1, 2).flatten(2, 3),
+    ]
+    if whole < time:
+        rest = time - whole
+        parts.append(product(slice(whole, time), slice(whole - before, time), mask[:, :rest, : before + rest]))
+    return torch.cat(parts, dim=2)
+
+
+def _within_runs(mask: Tensor, targets: Tensor, sources: Tensor) -> Tensor:
+    """The mask (1, T, S) where target (B, T) and source (B, S) are of one run."""
+    return mask & (targets[:, :, None] == sources[:, None, :])
+
+
+def _blocks(x_BHTK: Tensor, size: int, step: int) -> Tensor:
+    """Overlapping blocks of `size` positions, one every `step`, in the batch: (B * blocks, H, size, K)."""
+    return x_BHTK.unfold(2, size, step).permute(0, 2, 1, 4, 3).flatten(0, 1)
