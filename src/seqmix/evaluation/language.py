@@ -12,7 +12,7 @@ Where only a part of the targets is read, its bytes and words are taken as the s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,6 +35,9 @@ MAX_LOGITS = 1 << 26
 """Logits held at once; a batch of more rows is evaluated in smaller ones, which changes nothing but memory."""
 
 _BINS_PER_OCTAVE = 8
+
+Show = Callable[[float], None]
+"""Is told the share that is done, 0 to 1."""
 
 
 class LossByPosition(NamedTuple):
@@ -96,6 +99,7 @@ def evaluate(
     batch_size: int = 16,
     device: torch.device | str | None = None,
     max_tokens: int | None = None,
+    show: Show | None = None,
 ) -> Evaluation:
     """Scores the held-out part in rows of `context` tokens; the result does not depend on the batch size.
 
@@ -104,6 +108,7 @@ def evaluate(
             loss is taken in float32 or better. It is in training mode afterwards if it was before.
         device: where the model is; None asks its parameters.
         max_tokens: read only about as many targets, in rows spread evenly over the part.
+        show: is told the share that is done.
 
     Raises:
         InputError: no text, or sizes below 1.
@@ -113,7 +118,7 @@ def evaluate(
     targets = len(store) - 1
     if max_tokens is not None:
         targets = min(targets, max(context, max_tokens // context * context))
-    sums = LossSums(expected=targets)
+    sums = LossSums(expected=targets, show=show)
     with evaluating(model):
         for batch in held_out_rows(store, context, rows if batch_size > 0 else batch_size, max_tokens=max_tokens):
             logits = model(
@@ -168,9 +173,11 @@ class LossSums:
 
     Args:
         expected: how many targets will come, which decides where blocks end.
+        show: is told the share of them that has come.
     """
 
-    def __init__(self, expected: int) -> None:
+    def __init__(self, expected: int, show: Show | None = None) -> None:
+        self._show = show
         self._blocks = min(BLOCKS, max(1, expected))
         self._expected = max(1, expected)
         self._block_sums = np.zeros(self._blocks)
@@ -200,6 +207,8 @@ class LossSums:
         _accumulate(bins, values, self._bin_sums, self._bin_counts)
         self._bin_positions += np.bincount(bins, places, minlength=len(self._bin_positions))
         self.tokens += len(values)
+        if self._show is not None:
+            self._show(min(1.0, self.tokens / self._expected))
 
     def result(self, store: TokenStore) -> Evaluation:
         """The measurements; `store` is the part that the targets came from.

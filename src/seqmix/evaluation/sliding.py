@@ -20,7 +20,7 @@ from torch import Tensor
 
 from seqmix.data import IGNORED, TokenStore
 from seqmix.errors import InputError
-from seqmix.evaluation.language import MAX_LOGITS, Evaluation, LossSums, evaluating, token_losses
+from seqmix.evaluation.language import MAX_LOGITS, Evaluation, LossSums, Show, evaluating, token_losses
 from seqmix.models import SeqmixForCausalLM
 
 PIECE = 1024
@@ -40,6 +40,7 @@ def evaluate_sliding(
     stride: int | None = None,
     batch_size: int = 16,
     max_tokens: int | None = None,
+    show: Show | None = None,
 ) -> Evaluation:
     """Scores the held-out part with all, or nearly all, of each document before every token.
 
@@ -49,6 +50,7 @@ def evaluate_sliding(
             the context where it grows.
         batch_size: lanes of documents, or windows, that are read at once; the result does not depend on it.
         max_tokens: read only the first so many targets.
+        show: is told the share that is done.
 
     Raises:
         InputError: no text, a size below 1, or a stride beyond the context.
@@ -64,7 +66,7 @@ def evaluate_sliding(
     targets = len(store) - 1 if max_tokens is None else min(max_tokens, len(store) - 1)
     if stride is None and has_growing_state(model):
         stride = max(1, context // 2)
-    sums = LossSums(expected=targets)
+    sums = LossSums(expected=targets, show=show)
     with evaluating(model):
         if stride is None:
             _carried(model, store, targets, batch_size, sums)
