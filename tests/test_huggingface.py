@@ -128,7 +128,7 @@ def test_a_missing_layer_is_drawn_as_a_new_one_is(tmp_path: Path) -> None:
     config.num_hidden_layers = 4
     larger = SeqmixForCausalLM.from_pretrained(tmp_path, config=config)
     fresh = larger.model.layers[3].mixer
-    assert 0 <= fresh.A_log.min()
+    assert fresh.A_log.min() >= 0
     assert fresh.A_log.max() <= torch.tensor(16.0).log()
     assert torch.equal(fresh.D, torch.ones_like(fresh.D))
     assert torch.equal(larger.model.layers[0].mixer.A_log, model.model.layers[0].mixer.A_log)
@@ -141,7 +141,9 @@ def test_outputs_to_the_residual_are_shrunk_once() -> None:
     expected = 1 / (3**0.5 * 64**0.5) / 16**0.5
     assert block.mixer.o_proj.weight.std().item() == pytest.approx(expected, rel=0.05)
     assert block.mixer.q_proj.weight.std().item() == pytest.approx(expected * 4, rel=0.05)
-    gated = create_model("gated_conv", vocab_size=VOCAB, context=32, hidden_size=64, num_hidden_layers=8).model.layers[0]
+    gated = create_model("gated_conv", vocab_size=VOCAB, context=32, hidden_size=64, num_hidden_layers=8).model.layers[
+        0
+    ]
     assert gated.mixer.out_proj.weight.std().item() == pytest.approx(expected, rel=0.05)
     assert gated.mixer.in_proj.weight.std().item() == pytest.approx(expected * 4, rel=0.05)
 
@@ -225,7 +227,10 @@ def test_presets_become_hugging_face_models(name: str) -> None:
     [
         (lambda: from_huggingface(llama(attention_bias=True)), "attention_bias is True"),
         (lambda: from_huggingface(llama(hidden_act="gelu")), "hidden_act is 'gelu'"),
-        (lambda: from_huggingface(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1))), "GPT2LMHeadModel cannot"),
+        (
+            lambda: from_huggingface(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1))),
+            "GPT2LMHeadModel cannot",
+        ),
         (lambda: tiny("gated_conv").to_huggingface(), "layers of gated_conv have no counterpart"),
         (lambda: tiny("convtransformer").to_huggingface(), "layers of attention, gated_conv have no counterpart"),
         (lambda: tiny("local_transformer").to_huggingface(), "window is 8"),

@@ -12,7 +12,9 @@ from seqmix.models import SeqmixForCausalLM, list_models
 from seqmix.models.sizing import TOLERANCE, measure_config, parse_size, solve
 
 
-@pytest.mark.parametrize(("text", "number"), [("50k", 50_000), ("10M", 10**7), ("1.5B", 15 * 10**8), (7, 7), ("2e3", 2000)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("50k", 50_000), ("10M", 10**7), ("1.5B", 15 * 10**8), (7, 7), ("2e3", 2000)]
+)
 def test_sizes_are_read(text: str | int, number: int) -> None:
     assert parse_size(text) == number
 

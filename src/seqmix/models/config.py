@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -35,6 +35,8 @@ class SeqmixConfig(PreTrainedConfig):
 
     model_type = "seqmix"
     keys_to_ignore_at_inference = ("past_key_values",)
+    # TRL reads this of every config; an own class outside of transformers has no entry.
+    auto_map: ClassVar[dict[str, str]] = {}
 
     vocab_size: int = 258
     hidden_size: int = 128
