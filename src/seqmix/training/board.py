@@ -12,19 +12,20 @@ from seqmix.errors import InputError
 _VALUES = ("loss", "learning_rate", "gradient_norm", "bits_per_byte")
 
 
+def require_tensorboard() -> None:
+    """Raises an InputError where the tensorboard package is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs the tensorboard package: pip install 'seqmix[tensorboard]'")
+
+
 class Board:
     """Copies the records of metrics.jsonl into event files that TensorBoard shows.
 
     Args:
         folder: for the event files. step: where a resumed run goes on; what was written beyond it is hidden.
-
-    Raises:
-        InputError: the tensorboard package is not installed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise InputError("--tensorboard needs the tensorboard package: pip install 'seqmix[tensorboard]'")
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
         self._writer = writer(folder, purge_step=step or None)
 

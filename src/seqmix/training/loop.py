@@ -121,12 +121,12 @@ class Training:
         with self.clock.running():
             while share < 1:
                 self._step(share, seconds)
+                if len(self._unread) >= self._steps_between_reads:
+                    self._read_steps()
                 seconds, is_stopping, is_checkpoint_due = self.processes.agree(
                     self.clock.seconds, stop.requested, self._is_checkpoint_due()
                 )
                 share = self.budget.share(self.progress.step, seconds)
-                if len(self._unread) >= self._steps_between_reads:
-                    self._read_steps()
                 if is_stopping:
                     break
                 if share < 1:

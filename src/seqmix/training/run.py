@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from seqmix.data import Corpus, load_corpus
 from seqmix.errors import InputError
 from seqmix.models import SeqmixForCausalLM, create_model, preset
+from seqmix.training.board import require_tensorboard
 from seqmix.training.environment import describe_environment
 from seqmix.training.loop import Training
 from seqmix.training.memory import PeakMemory, memory_errors
@@ -83,6 +84,8 @@ def train(
     say = _to_stderr if message is None else message
     processes = OneProcess() if processes is None else processes
     device = choose_device(settings.device)
+    if settings.tensorboard:
+        require_tensorboard()
     with (
         open_run(settings, resume=resume) as run,
         _threads(settings.threads),
@@ -121,8 +124,8 @@ def train(
 
 def _carry_out(training: Training, *, resume: bool) -> TrainResult:
     """Trains, evaluates and writes the result."""
-    resumed_from = training.go_on(resume=resume)
     with closing(training):
+        resumed_from = training.go_on(resume=resume)
         with stop_on_signal() as stop:
             is_done = training.run(stop)
         progress, settings = training.progress, training.settings
