@@ -91,6 +91,26 @@ def test_a_tokenizer_file_is_used_as_it_is(tmp_path: Path) -> None:
         assert bpe.decode(corpus.train.tokens[1:].tolist()) == "the cat sat <|end|> on the mat.\n" * 90
 
 
+def test_a_run_folder_gives_its_tokenizer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bpe.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "seqmix", "eos_token_id": 5}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|end|>", "<|end|>", "<|pad|>")
+    assert tokenizer.backend_tokenizer.to_str() == bpe.backend_tokenizer.to_str()
+    assert not caplog.records
+
+
+def test_the_tokens_of_a_settings_file_are_kept(tmp_path: Path) -> None:
+    rules = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    for token, name in zip(rules["added_tokens"], ("</doc>", "<fill>"), strict=True):
+        token["content"] = name
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "</doc>"}, "pad_token": null}')
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<fill>", "tokenizer_class": "GPT2Tokenizer"}')
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (256, 256, 257)
+
+
 def test_cuts_and_padding_of_a_tokenizer_file_do_not_touch_the_text(tmp_path: Path) -> None:
     backend = byte_tokenizer().backend_tokenizer
     backend.enable_truncation(8)

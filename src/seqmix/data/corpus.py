@@ -29,7 +29,6 @@ from seqmix.data.tokenizers import (
     bpe_size,
     byte_tokenizer,
     load_tokenizer,
-    read_saved_tokenizer,
     save_tokenizer,
     tokenizer_key,
     train_bpe,
@@ -157,7 +156,7 @@ def _open(folder: Path, source: Source) -> Corpus | None:
         name=source.name,
         train=train,
         valid=valid,
-        tokenizer=read_saved_tokenizer(folder),
+        tokenizer=load_tokenizer(folder),
         fingerprint=hashlib.sha256("\n".join(identity).encode()).hexdigest(),
         notes=(*source.notes, *header["notes"]),
     )

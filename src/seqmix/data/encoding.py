@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,7 @@ _BATCH_BYTES = 1 << 22
 _REPORT_EVERY_BYTES = 1 << 24
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Neighbouring bytes of a document. offset: where they begin in it. begins, ends: whether a span does here."""
 
     content: bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from seqmix.data.documents import Documents
 from seqmix.errors import InputError
@@ -15,8 +16,7 @@ _LEAST_UNDER = 0.25
 _LARGEST_SHARE = 1 / 3
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Bytes first to last of a document."""
 
     document: int
@@ -81,7 +81,7 @@ def _cut_largest(documents: Documents, copies: dict[bytes, list[int]], target: f
     largest = max(range(len(documents)), key=lambda index: (documents.size(index), -index))
     size = documents.size(largest)
     if size < 2:
-        raise InputError("the corpus holds a single byte: nothing would be left to train on once a part is held out")
+        raise InputError("the corpus holds no document of two bytes: give more text, or a held-out part of its own")
     cut = _line_start(documents, largest, size - max(1, min(size // 2, round(target))))
     same = set(copies[documents.digests[largest]])
     train = [

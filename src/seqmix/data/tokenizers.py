@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from seqmix.data.readers import reason_of
-from seqmix.errors import InputError, SeqmixError
+from seqmix.errors import InputError
 
 END = "<|end|>"
 PAD = "<|pad|>"
@@ -28,6 +28,18 @@ BYTES = "bytes"
 NUM_BYTES = 256
 _SPECIAL = (END, PAD)
 _SMALLEST_BPE = NUM_BYTES + len(_SPECIAL)
+_SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+_SETTINGS = (
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
+    "chat_template",
+    "clean_up_tokenization_spaces",
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+)
 _USUAL_ENDS = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
@@ -65,10 +77,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """
     file = tokenizer_file(path)
     try:
-        if (file.parent / "tokenizer_config.json").is_file() and file.name == "tokenizer.json":
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
-        else:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), clean_up_tokenization_spaces=False)
+        options = {"clean_up_tokenization_spaces": False}
+        for name in _SETTINGS_FILES:
+            if (file.parent / name).is_file():
+                options |= _settings(file.parent / name)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **options)
     except Exception as error:  # the Rust parser raises a bare Exception
         raise InputError(
             f"{file} is not a readable tokenizer ({reason_of(error)}): give a tokenizer.json of Hugging Face"
@@ -81,6 +94,16 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token})
     return tokenizer
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """What a settings file beside a tokenizer.json says of the tokens and the sides, and nothing else of it.
+
+    Opening the folder with transformers would also look at a model's config.json there.
+    """
+    known = json.loads(file.read_text(encoding="utf-8"))
+    values = {key: known[key] for key in _SETTINGS if known.get(key) is not None}
+    return {key: value["content"] if isinstance(value, dict) else value for key, value in values.items()}
 
 
 def tokenizer_file(path: Path) -> Path:
@@ -110,7 +133,7 @@ def tokenizer_key(spec: str) -> str:
         return f"bpe:{size} by tokenizers {tokenizers.__version__}"
     file = tokenizer_file(Path(spec).expanduser())
     digest = hashlib.sha256()
-    for part in (file, file.parent / "tokenizer_config.json"):
+    for part in (file, *(file.parent / name for name in _SETTINGS_FILES)):
         try:
             digest.update(part.read_bytes() if part.is_file() else b"")
         except OSError as error:
@@ -174,14 +197,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         raise
     except Exception as error:  # the Rust writer raises a bare Exception
         raise OSError(str(error)) from error
-
-
-def read_saved_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """What `save_tokenizer` wrote; SeqmixError when it cannot be read."""
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise SeqmixError(f"the tokenizer in {folder} cannot be read ({error}): delete that folder") from error
 
 
 def _finished(backend: Tokenizer) -> PreTrainedTokenizerFast:
