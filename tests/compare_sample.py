@@ -26,7 +26,14 @@ MODELS = {
     "transformer": (2.31, 21_000, 4, lambda n: 16 + 2 * 4 * 4 * 72 * n, lambda n: 1e6 / (900 + 0.35 * n), None),
     "convsamba": (2.36, 24_000, 6, lambda n: 6 * 96 * 4 * 600, lambda n: 1e6 / 1150, 1489),
     "gated_conv": (2.24, 26_000, 4, lambda n: 4 * 80 * 4 * 2, lambda n: 1e6 / 820, 9),
-    "convtransformer": (2.235, 24_500, 4, lambda n: 3 * 80 * 8 + 2 * 4 * 80 * n, lambda n: 1e6 / (850 + 0.09 * n), None),
+    "convtransformer": (
+        2.235,
+        24_500,
+        4,
+        lambda n: 3 * 80 * 8 + 2 * 4 * 80 * n,
+        lambda n: 1e6 / (850 + 0.09 * n),
+        None,
+    ),
     "mamba2": (2.29, 9_000, 4, lambda n: 4 * 160 * 128 * 4, lambda n: 1e6 / 2100, None),
 }
 
@@ -112,7 +119,9 @@ def _contender(name: str, seed: int, random_numbers: random.Random, fails: bool)
     contender["learning_rate"] = 3e-3
     if fails:
         contender["status"] = "failed"
-        contender["error"] = "it was killed by signal 9 (SIGKILL), probably because memory ran out: try a smaller --batch-size"
+        contender["error"] = (
+            "it was killed by signal 9 (SIGKILL), probably because memory ran out: try a smaller --batch-size"
+        )
         return contender
     per_token = 6.5e5 + 1e4 * depth
     tokens, seconds = 600_000, 600_000 / speed

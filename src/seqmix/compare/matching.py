@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -194,7 +195,8 @@ def plan_budgets(
         if budget.kind == "flops" or settings.match == "train-flops":
             filled.append(dataclasses.replace(plan, tokens=_whole_steps(common_flops / plan.training_flops, step)))
         elif budget.kind == "tokens":
-            filled.append(dataclasses.replace(plan, tokens=_whole_steps(budget.amount, step)))
+            # As many steps as the tokens need, as in `seqmix train`.
+            filled.append(dataclasses.replace(plan, tokens=math.ceil(budget.amount / step) * step))
         elif budget.kind == "minutes":
             filled.append(dataclasses.replace(plan, seconds=60 * budget.amount))
         else:

@@ -130,6 +130,7 @@ def _child(connection: Connection, task: str, argument: str, log: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _offer_to_memory_killer()
     with open(log, "a", encoding="utf-8") as file:
+        _wait_for_former(file.fileno())
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
@@ -149,6 +150,19 @@ def _child(connection: Connection, task: str, argument: str, log: str) -> None:
         traceback.print_exc()
         send({"error": explain(error)})
         sys.exit(1)
+
+
+def _wait_for_former(log: int) -> None:
+    """Waits until no other process has this log: one whose parent was killed may need a moment to notice.
+
+    The lock belongs to the open file, which stays open as the standard output until the process ends.
+    """
+    if os.name == "posix":
+        import fcntl
+
+        # Some network file systems have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(log, fcntl.LOCK_EX)
 
 
 def _die_with_parent(connection: Connection) -> None:

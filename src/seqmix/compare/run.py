@@ -8,7 +8,6 @@ and a comparison that is started again with the same settings goes on where it s
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import tempfile
@@ -119,6 +118,7 @@ class Comparison:
             self.save("interrupted")
             raise
         self._conclude("finished")
+        self._report()
 
     def save(self, status: Status) -> None:
         """Writes results.json."""
@@ -253,11 +253,14 @@ class Comparison:
         summarize(results, [*formula, *served_tokens_crossover(self.settings, results)])
         results["verdict"] = verdict(results)
         self.save(status)
-        # The report is a package beside this one that needs plotly only where it is written.
-        if importlib.util.find_spec("seqmix.compare.report") is not None:
-            from seqmix.compare.report import write_report
 
-            write_report(dict(results), self.folder / REPORT_NAME)
+    def _report(self) -> None:
+        """Writes report.html."""
+        self.display.update(1.0, label="writing the report")
+        # It needs plotly, which nothing else here does.
+        from seqmix.compare.report import write_report
+
+        write_report(dict(self.results), self.folder / REPORT_NAME)
 
 
 @contextlib.contextmanager

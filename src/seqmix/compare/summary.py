@@ -222,4 +222,3 @@ def common_contexts(results: Results, models: Iterable[str], field: str) -> list
     lines = [set(by_context(results, model, field)) for model in models]
     lines = [line for line in lines if line]
     return sorted(set.intersection(*lines)) if lines else []
-

@@ -106,4 +106,3 @@ def _serving(results: Results) -> list[Table]:
             table.add_row(model, *(form(values.get(context)) for context in shown))
         tables.append(table)
     return tables
-

@@ -21,11 +21,9 @@ def _digits(value: float) -> str:
     """Three significant digits without an exponent while that stays readable."""
     if value == 0:
         return "0"
-    places = 2 - math.floor(math.log10(abs(value)))
-    if places > 8:
-        return f"{value:.2e}"
-    rounded = round(value, places)
-    return f"{rounded:.{max(0, places)}f}" if places > 0 else f"{rounded:.0f}"
+    rounded = float(f"{value:.3g}")
+    places = 2 - math.floor(math.log10(abs(rounded)))
+    return f"{value:.2e}" if places > 8 else f"{rounded:.{max(0, places)}f}"
 
 
 def count(value: float) -> str:

@@ -174,4 +174,3 @@ def _failures(results: Results) -> list[str]:
             rate = f"{trial['learning_rate']:.2g}"
             sentences.append(f"A trial of {trial['model']} at learning rate {rate} failed: {trial['error']}")
     return sentences
-
