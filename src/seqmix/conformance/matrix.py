@@ -222,7 +222,7 @@ def links_by_gradient(subject: Subject) -> None:
     # Weights may be computed from the target's own surroundings and from those of every source it listens to.
     reach = subject.traits.reach
     allowed = torch.zeros_like(links)
-    for shift in range(reach):
+    for shift in range(min(reach, time)):
         near = links | torch.eye(time, dtype=torch.bool)
         allowed[:, : time - shift] |= near[:, shift:]
     stray = reached & ~allowed

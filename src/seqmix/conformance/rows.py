@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqmix.conformance.subject import Subject, expect, seeded, tensors_of
+from seqmix.conformance.subject import LONGEST, Subject, expect, seeded, tensors_of
 from seqmix.mixer import Mixed, Mixer, State
+
+ODD_TIMES = (1, 2, 7, 63, LONGEST)
+"""Lengths that fill no block of any size."""
 
 
 @torch.no_grad()
@@ -64,8 +67,23 @@ def _rows_of_states(subject: Subject, dtype: torch.dtype, module: Mixer) -> None
 
 @torch.no_grad()
 def odd_sizes(subject: Subject) -> None:
-    """Any length works, T = 1, 2, 7, 63, 100, from contiguous memory or not, and float32 gives what float64 gives."""
-    for time in (1, 2, 7, 63, 100):
+    """Any length works, T = 1, 2, 7, 63, 100, from contiguous memory or not.
+
+    Float32 gives what float64 gives; and that is what the start of a longer sequence gives where the mixer is causal,
+    and what the matrix gives where it is not.
+    """
+    longest = subject.x(2, LONGEST)
+    whole = subject.forward(subject.oracle, longest).y
+    for time in ODD_TIMES:
+        part = longest[:, :time]
+        alone = subject.forward(subject.oracle, part).y
+        if subject.is_plain and subject.traits.causal:
+            subject.close(alone, whole[:, :time], f"the output for {time} of {LONGEST} positions", LONGEST)
+        elif subject.traits.matrix == "exact":
+            mixed = [matrix @ values for matrix, values in subject.mixing(subject.oracle, part) if values is not None]
+            y = subject.oracle.readout(mixed, part)
+            subject.close(alone, y, f"the output for {time} positions, against the matrix,", time)
+    for time in ODD_TIMES:
         for batch in (1, 3):
             x = subject.x(batch, time, seed=time)
             expected = subject.forward(subject.oracle, x).y

@@ -188,7 +188,7 @@ def tensors_of(value: Any, name: str = "state") -> dict[str, Tensor]:
 
 
 def compare_states(subject: Subject, module: Mixer, actual: State, expected: State, what: str) -> None:
-    """Fails unless a state of `module` says the same position as the oracle's and, where it is constant, holds the same numbers.
+    """Fails unless a state of `module` has the oracle's position and, where it is constant, the same numbers.
 
     A growing state may hold room to spare, so its tensors are not compared; `compare_futures` is for that.
     """

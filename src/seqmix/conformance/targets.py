@@ -44,7 +44,12 @@ def _load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     # Dataclasses look their own module up by its name while they are made.
     sys.modules[path.stem] = module
-    specification.loader.exec_module(module)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(
+            f"{str(path)!r} cannot be imported ({type(error).__name__}: {error}): mend it first"
+        ) from error
     return module
 
 
