@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from seqmix.cost import Cost
 from seqmix.errors import InputError
-from seqmix.kernels.depthwise_conv.channels import group_channels, ring_of, roll, unroll
+from seqmix.kernels.depthwise_conv.channels import group_channels, newest, ring_of, roll, unroll
 from seqmix.kernels.documents import Placement
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, place
 
@@ -161,8 +161,8 @@ class Conv(Mixer):
         before = cast(FullConvState, start)
         placement = place(x, state, document_ids)
         recent = unroll(before.past, before.position, group)
-        latest = torch.cat([recent, x], dim=1)[:, x.shape[1] :]
-        after = FullConvState(placement.position, placement.document, roll(latest, placement.position, group))
+        past = roll(newest(recent, x), placement.position, group)
+        after = FullConvState(placement.position, placement.document, past)
         return Mixed(self._convolve(x, recent, right, placement), after)
 
     def _convolve(self, x: Tensor, behind: Tensor, right: int, placement: Placement) -> Tensor:

@@ -198,9 +198,12 @@ class Mamba2(Mixer):
     def _split(self, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., H, P), B and C (..., G, N) from what the convolution gives."""
         shared = self.config.groups * self.config.state_size
-        x, B, C = F.silu(channels).split([self.inner, shared, shared], dim=-1)
-        per_group = (self.config.groups, self.config.state_size)
-        return x.unflatten(-1, (self.num_heads, self.head_dim)), B.unflatten(-1, per_group), C.unflatten(-1, per_group)
+        # The convolution gives its channels before time in memory, and so does the gradient when split like this.
+        x, B, C = F.silu(channels.movedim(-1, 1)).split([self.inner, shared, shared], dim=1)
+        heads, groups = (self.num_heads, self.head_dim), (self.config.groups, self.config.state_size)
+        parts = ((x, heads), (B, groups), (C, groups))
+        x, B, C = (part.unflatten(1, sizes).movedim((1, 2), (-2, -1)) for part, sizes in parts)
+        return x, B, C
 
     def _A(self) -> Tensor:
         return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))

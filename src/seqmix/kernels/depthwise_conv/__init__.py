@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seqmix.kernels.depthwise_conv import grouped, reference
-from seqmix.kernels.depthwise_conv.channels import Dilations, group_channels, ring_of, roll, unroll
+from seqmix.kernels.depthwise_conv.channels import Dilations, group_channels, newest, ring_of, roll, unroll
 from seqmix.kernels.documents import Placement, place_piece
 
 IMPLEMENTATIONS = {"reference": reference.convolve, "torch": grouped.convolve}
@@ -111,8 +111,7 @@ def depthwise_conv(
         recent = unroll(before.past, before.position, group)
         outputs.append(convolve(part, weight[group.first : group.last], group, recent, placement, causal))
         if causal:
-            latest = torch.cat([recent, part], dim=1)[:, part.shape[1] :]
-            rings.append(roll(latest, placement.position, group))
+            rings.append(roll(newest(recent, part), placement.position, group))
     y = torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
     if dilations.order is not None:
         y = y[:, :, order.argsort()]

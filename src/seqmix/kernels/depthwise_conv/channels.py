@@ -94,6 +94,12 @@ def unroll(past: Tensor, position: Tensor, group: Group) -> Tensor:
     return ring.gather(1, slots[:, :, None].expand(-1, -1, group.width))
 
 
+def newest(recent: Tensor, part: Tensor) -> Tensor:
+    """The last L inputs in order of time, (batch, L, width), once `part` (batch, time, width) follows `recent`."""
+    tail = part[:, max(0, part.shape[1] - recent.shape[1]) :]
+    return torch.cat([recent, tail], dim=1)[:, tail.shape[1] :]
+
+
 def roll(recent: Tensor, position: Tensor, group: Group) -> Tensor:
     """The ring, flat (batch, L * width), of the last L inputs in order of time before `position`.
 

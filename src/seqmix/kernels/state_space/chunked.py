@@ -43,7 +43,9 @@ def scan(
 
     def split(tensor: Tensor) -> Tensor:
         """(batch, time, a, b) to (batch, chunks, a, b, positions); positions after the end are zero."""
-        return F.pad(tensor.movedim(1, -1), (0, fill)).unflatten(-1, (count, length)).movedim(-2, 1)
+        time_last = tensor.movedim(1, -1)
+        padded = F.pad(time_last, (0, fill)) if fill else time_last
+        return padded.unflatten(-1, (count, length)).movedim(-2, 1)
 
     x_BJHPQ, B_BJGNQ, C_BJGNQ = split(x_BTHP).contiguous(), split(B_BTGN), split(C_BTGN).contiguous()
     dt_BJHQ = split(dt_BTH[..., None])[:, :, :, 0]
