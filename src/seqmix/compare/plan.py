@@ -6,9 +6,9 @@ on beyond it where the context is longer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ LONGEST = 1 << 20
 """The contexts between which lines are drawn; crossovers are looked for from 1 to the longest."""
 
 ADVANTAGES = {
-    "state_bytes": "the state of {b} is smaller than that of {a}",
+    "state_bytes": "the {kind_b} state of {b} is smaller than the {kind_a} state of {a}",
     "flops_per_generated_token": "{b} takes fewer FLOPs for a generated token than {a}",
     "flops_per_token": "{b} takes fewer FLOPs a token to train and to read a prompt than {a}",
     "decode_money_per_million_tokens": "{b} is cheaper to serve than {a}",
@@ -64,11 +64,8 @@ class PlanSettings:
                 raise InputError(f"model {model!r} is named twice: name each model once")
         if self.match not in ("params", "flops"):
             raise unknown_name("match", self.match, ("params", "flops"))
-        for name, value, least in (
-            ("context", self.context, 2),
-            ("tokens", self.tokens, 1),
-            ("vocab", self.vocab_size, 2),
-        ):
+        sizes = (("context", self.context, 2), ("tokens", self.tokens, 1), ("vocab", self.vocab_size, 2))
+        for name, value, least in sizes:
             if value is not None and value < least:
                 raise InputError(f"{name} is {value}: it must be at least {least}")
 
@@ -182,18 +179,36 @@ def _crossovers(models: dict[str, SeqmixForCausalLM], prices: Prices) -> list[di
     }
     found = []
     for quantity, line in lines.items():
-        at = {
-            name: cache(lambda context, model=model, line=line: line(model, context)) for name, model in models.items()
-        }
+        at = {name: cache(partial(line, model)) for name, model in models.items()}
         for a, b in combinations(models, 2):
-            for crossing in formula_crossings(at[a], at[b], low=1, high=LONGEST):
-                found.append(_crossover(quantity, a, b, crossing))
+            crossings = formula_crossings(at[a], at[b], low=1, high=LONGEST)
+            if not crossings and quantity == "state_bytes":
+                crossings = _smaller_at_once(at, a, b, models)
+            found += [_crossover(quantity, a, b, crossing, models) for crossing in crossings]
     return found
 
 
-def _crossover(quantity: str, a: str, b: str, crossing: Crossing) -> dict[str, Any]:
+def _smaller_at_once(
+    at: Mapping[str, Callable[[int], float]], a: str, b: str, models: Mapping[str, SeqmixForCausalLM]
+) -> list[Crossing]:
+    """A crossing at the first token where a constant state is smaller than a growing one from there on."""
+    if _grows(models[a]) == _grows(models[b]) or at[a](1) == at[b](1):
+        return []
+    is_a_lower = at[a](1) < at[b](1)
+    return [Crossing(at=1, first_is_lower_before=not is_a_lower)] if _grows(models[b]) == is_a_lower else []
+
+
+def _grows(model: SeqmixForCausalLM) -> bool:
+    return any(block.mixer.traits.state_growth == "linear" for block in model.model.layers)
+
+
+def _crossover(
+    quantity: str, a: str, b: str, crossing: Crossing, models: Mapping[str, SeqmixForCausalLM]
+) -> dict[str, Any]:
     """A crossing in words: `a` has the lower value below it, `b` from it on."""
     below, above = (a, b) if crossing.first_is_lower_before else (b, a)
+    kinds = {name: "growing" if _grows(models[name]) else "constant" for name in (below, above)}
+    words = ADVANTAGES[quantity].format(a=below, b=above, kind_a=kinds[below], kind_b=kinds[above])
     return {
         "quantity": quantity,
         "axis": "context",
@@ -201,5 +216,5 @@ def _crossover(quantity: str, a: str, b: str, crossing: Crossing) -> dict[str, A
         "a": below,
         "b": above,
         "at": crossing.at,
-        "text": f"{ADVANTAGES[quantity].format(a=below, b=above)} from context {units.count(crossing.at)} on",
+        "text": f"{words} from context {units.count(crossing.at)} on",
     }

@@ -141,7 +141,7 @@ class Prices:
         return self.train_seconds(flops) / 86400
 
     def largest_batch(self, model: SeqmixForCausalLM, context: int) -> int:
-        """Rows with `context` tokens read that fit into memory beside the weights, at most `serve_batch`; 0 for none."""
+        """Rows with `context` tokens read that fit beside the weights, at most `serve_batch`; 0 for none."""
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         free = self.memory - weights
         if free < 0:

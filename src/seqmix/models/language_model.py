@@ -314,20 +314,14 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
         """How many tokens of the receptive field can really reach the output; None where all earlier ones can."""
         if self.receptive_field is None:
             return None
-        reached = torch.zeros(self.receptive_field, dtype=torch.bool, device="cpu")
-        reached[0] = True
+        # Bit d of a whole number stands for the token d positions back: a shift moves all of them at once.
+        reached = 1
         for block in self.model.layers:
-            earlier = reached.clone()
+            earlier = reached
             # The residual passes every position on, so lag 0 is always among the lags.
             for lag in block.mixer.lags or ():
-                reached[lag:] |= earlier[: len(earlier) - lag]
-        return int(reached.sum())
-
-    def to_huggingface(self) -> PreTrainedModel:
-        """The Hugging Face model (Llama or Mamba-2) with these weights; see `seqmix.models.convert`."""
-        from seqmix.models.convert import to_huggingface
-
-        return to_huggingface(self)
+                reached |= earlier << lag
+        return reached.bit_count()
 
     def path_length(self, distance: int) -> int | None:
         """The fewest layers through which a token `distance` positions back can reach the output; None if it cannot."""
