@@ -1,7 +1,8 @@
-"""The short example runs as it stands, with its defaults made small."""
+"""The short examples run as they stand, nano with its defaults made small."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "nano.py"
+from seqmix.cli.main import main
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.mark.parametrize("model", ["convsamba", "transformer"])
@@ -26,7 +29,7 @@ def test_nano_trains_and_samples(model: str, corpus_folder: Path) -> None:
     }
     words = [word for pair in options.items() for word in pair]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLE), *words], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(EXAMPLES / "nano.py"), *words], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert re.search(rf"^{model}: \d\d,\d\d\d parameters", done.stdout)
@@ -37,4 +40,12 @@ def test_nano_trains_and_samples(model: str, corpus_folder: Path) -> None:
 
 
 def test_nano_is_short() -> None:
-    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 80
+    assert len((EXAMPLES / "nano.py").read_text(encoding="utf-8").splitlines()) < 80
+
+
+def test_a_mixer_from_outside_passes_the_kit(capsys: pytest.CaptureFixture[str]) -> None:
+    target = f"{EXAMPLES / 'own_mixer.py'}:MovingAverage"
+    assert main(["check", target, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["failed"] == 0
+    assert document["passed"] == len(document["mixers"][target]) > 15
