@@ -189,6 +189,7 @@ def prepare(model: str, arguments: argparse.Namespace, folder: Path) -> Training
         memory=PeakMemory(torch.device("cpu")),
         reporter=lambda **_: None,
         message=print,
+        show=print,
     )
     training.go_on(resume=False)
     return training

@@ -82,13 +82,18 @@ def train(
         values = lay_over(started.read_settings()["settings"], values)
     settings = settings_from(values)
 
+    share = 0.0
     with progress(f"training {settings.model}") as bar:
 
         def report(*, step: int, tokens: int, seconds: float, loss: float, time_left: float) -> None:
+            nonlocal share
             share = seconds / settings.seconds if settings.seconds else tokens / (settings.tokens or 1)
             bar.update(share, f"step {step}, {human_number(tokens)} tokens, loss {loss:.3f}", time_left)
 
-        result = run_training(settings, resume=resume, reporter=report, message=bar.message)
+        def show(activity: str) -> None:
+            bar.update(share, activity)
+
+        result = run_training(settings, resume=resume, reporter=report, message=bar.message, show=show)
     if as_json:
         print_json(result.to_dict())
     elif result.bits_per_byte is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +37,10 @@ GRADIENT_RECORDS = 10
 _SECONDS_BETWEEN_REPORTS = 0.2
 
 
+class _StoppedError(Exception):
+    """A stop was requested in the middle of an evaluation."""
+
+
 class _Step(NamedTuple):
     """A step that was started; on a GPU its loss may not be known yet."""
 
@@ -52,7 +56,7 @@ class Training:
     """A run in hand. `go_on` and `run` do the work; everything else is given.
 
     model: what is saved. corpus: its data. run: its folder. peak_rate: the highest learning rate.
-    message: is told what the user should know.
+    message: is told what the user should know. show: is told what goes on beside the steps.
     """
 
     settings: TrainSettings
@@ -65,6 +69,7 @@ class Training:
     memory: PeakMemory
     reporter: Reporter | None
     message: Callable[[str], None]
+    show: Callable[[str], None]
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -119,6 +124,9 @@ class Training:
         if self.settings.compile and share < 1:
             self._compile()
         with self.clock.running():
+            # A run that was stopped when an evaluation was due makes it now.
+            if share < 1:
+                self._evaluate_when_due(share, stop)
             while share < 1:
                 self._step(share, seconds)
                 if len(self._unread) >= self._steps_between_reads:
@@ -129,10 +137,12 @@ class Training:
                 share = self.budget.share(self.progress.step, seconds)
                 if is_stopping:
                     break
-                if share < 1:
-                    self._evaluate_when_due(share)
-                    if is_checkpoint_due:
-                        self._checkpoint()
+                if share < 1 and self._evaluate_when_due(share, stop):
+                    (is_stopping,) = self.processes.agree(stop.requested)
+                    if is_stopping:
+                        break
+                if share < 1 and is_checkpoint_due:
+                    self._checkpoint()
             self._checkpoint()
         if self.reporter is not None:
             self._report(self.reporter)
@@ -238,12 +248,16 @@ class Training:
             record = {"kind": "gradients", "step": self.progress.step + 1, "norms": [float(norm) for norm in norms]}
             self._write(record)
 
-    def _evaluate_when_due(self, share: float) -> None:
-        if share >= (self.progress.evaluations + 1) * self.settings.evaluate_every:
-            self._read_steps()
-            self.progress.evaluations = int(share / self.settings.evaluate_every)
-            with self.clock.paused():
-                self.evaluate(self.settings.evaluate_tokens)
+    def _evaluate_when_due(self, share: float, stop: StopRequest) -> bool:
+        """Evaluates if it is time, and returns whether it was; a stop leaves the evaluation for later."""
+        count, every = self.progress.evaluations, self.settings.evaluate_every
+        if share < (count + 1) * every:
+            return False
+        self._read_steps()
+        with self.clock.paused(), suppress(_StoppedError):
+            self.evaluate(self.settings.evaluate_tokens, stop=stop)
+            self.progress.evaluations = max(count + 1, int(share / every))
+        return True
 
     def _is_checkpoint_due(self) -> bool:
         return time.monotonic() - self._last_checkpoint >= self.settings.checkpoint_every_seconds
@@ -258,18 +272,24 @@ class Training:
         )
         return on_the_way != final
 
-    def evaluate(self, max_tokens: int | None, *, final: bool = False) -> Evaluation:
-        """Measures the model on the first `max_tokens` of the held-out part and writes that down."""
-        self.model.eval()
-        result = evaluate(
-            self.model,
-            self.corpus.valid,
-            context=self.settings.context,
-            batch_size=self.settings.batch_size,
-            device=self.device,
-            max_tokens=max_tokens,
-        )
-        self.model.train()
+    def evaluate(self, max_tokens: int | None, *, final: bool = False, stop: StopRequest | None = None) -> Evaluation:
+        """Measures the model on about `max_tokens` of the held-out part and writes that down."""
+
+        def show(share: float) -> None:
+            if stop is not None and stop.requested:
+                raise _StoppedError
+            self.show(f"evaluating, {share:.0%}")
+
+        with self.memory.excluded():
+            result = evaluate(
+                self.model,
+                self.corpus.valid,
+                context=self.settings.context,
+                batch_size=self.settings.batch_size,
+                device=self.device,
+                max_tokens=max_tokens,
+                show=show,
+            )
         if not (final and self.final_reads_more):
             best = self.progress.best
             self.progress.best = result.bits_per_byte if best is None else min(best, result.bits_per_byte)

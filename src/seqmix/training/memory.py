@@ -25,24 +25,37 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._before = 0
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._start = torch.cuda.memory_allocated(device)
-            return
-        if sys.platform == "linux":
+        if sys.platform == "linux" and device.type == "cpu":
             # Memory that was freed but not handed back would make room for the run unseen.
             with suppress(OSError, AttributeError):
                 ctypes.CDLL(None).malloc_trim(0)
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
-        self._start = self._resident("VmRSS")
+        self._reset()
+        self._start = torch.cuda.memory_allocated(device) if device.type == "cuda" else self._resident("VmRSS")
 
     def peak(self) -> int:
         """Bytes."""
+        is_gpu = self.device.type == "cuda"
+        most = torch.cuda.max_memory_allocated(self.device) if is_gpu else self._resident("VmHWM")
+        return max(0, self._before, most - self._start)
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Leaves out what a block needs for itself."""
+        self._before = self.peak()
+        try:
+            yield
+        finally:
+            self._reset()
+
+    def _reset(self) -> None:
+        """Sets the high-water mark back to what is held now."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) - self._start
-        return max(0, self._resident("VmHWM") - self._start)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
 
     def _resident(self, what: str) -> int:
         try:

@@ -37,7 +37,7 @@ class TrainResult:
     status: "finished", or "interrupted" by a signal, with a checkpoint to go on from; the evaluations are then None.
     tokens, steps: trained on. seconds: spent in training steps.
     bits_per_byte: of the final weights on the held-out part (`final_evaluate_tokens` of it).
-    best_bits_per_byte: the lowest on the first `evaluate_tokens` of it, on the way or at the end.
+    best_bits_per_byte: the lowest on `evaluate_tokens` of it, on the way or at the end.
     final_loss: training loss at the end, nats per token, smoothed over about 20 steps.
     peak_memory_bytes: see `PeakMemory`. resumed_from: the step at which this call took up the run, or None.
     parameters: without the embedding. learning_rate: the peak.
@@ -67,6 +67,7 @@ def train(
     resume: bool = False,
     reporter: Reporter | None = None,
     message: Callable[[str], None] | None = None,
+    show: Callable[[str], None] | None = None,
     processes: Processes | None = None,
 ) -> TrainResult:
     """Trains one model and leaves a run folder behind.
@@ -75,6 +76,7 @@ def train(
         resume: go on from the newest good checkpoint in `settings.out`; where there is none yet, start.
         reporter: is told how it goes, a few times a second.
         message: is told what the user should know; None writes it to stderr.
+        show: is told what goes on beside the steps: reading the data, evaluating.
         processes: who else trains the same model; None is nobody.
 
     Raises:
@@ -96,7 +98,7 @@ def train(
             stored = run.read_result()
             return TrainResult(**{**stored["result"], "folder": str(run.path)})
         seed_everything(settings.seed)
-        corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer)
+        corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer, progress=show)
         memory = PeakMemory(device)
         model = _make_model(settings, corpus)
         nn.Module.to(model, device)
@@ -111,6 +113,7 @@ def train(
             memory=memory,
             reporter=reporter,
             message=say,
+            show=show or _nothing,
         )
         is_going_on = resume and run.is_started
         if is_going_on:
@@ -255,6 +258,10 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 def _to_stderr(text: str) -> None:

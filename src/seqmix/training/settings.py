@@ -42,8 +42,8 @@ class TrainSettings:
     clip: the greatest norm of the gradient; None leaves it as it is.
     precision: "bfloat16" computes under autocast, with weights and optimizer in float32.
     device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one.
-    evaluate_every: the share of the budget between two evaluations. evaluate_tokens: how many held-out
-        tokens those read. final_evaluate_tokens: how many the last one reads. None means all of them.
+    evaluate_every: the share of the budget between two evaluations. evaluate_tokens: about how many held-out
+        tokens those read, spread evenly. final_evaluate_tokens: how many the last one reads. None: all of them.
     checkpoint_every_seconds: wall-clock time between checkpoints.
     threads: CPU threads; None leaves torch's choice. init_from: a run whose weights are taken at the start.
     """
