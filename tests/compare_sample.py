@@ -15,6 +15,7 @@ import zlib
 from pathlib import Path
 
 from seqmix.compare.crossings import formula_crossings
+from seqmix.compare.prices import prices
 from seqmix.compare.results import FORMAT, Contender, Results, Trial, new_contender, write_json
 from seqmix.compare.summary import crossover, summarize
 from seqmix.compare.verdict import verdict
@@ -50,7 +51,8 @@ def sample_results(seeds: int = 2) -> Results:
     results: Results = {
         "format": FORMAT,
         "status": "finished",
-        "command": "seqmix compare --data python-stdlib --models transformer,convsamba,gated_conv,convtransformer,mamba2 "
+        "command": "seqmix compare --data python-stdlib "
+        "--models transformer,convsamba,gated_conv,convtransformer,mamba2 "
         "--match params --params 300k --budget tokens=600k --seeds 2 --out demo",
         "settings": {
             "data": "python-stdlib",
@@ -70,7 +72,7 @@ def sample_results(seeds: int = 2) -> Results:
             "threads": 2,
             "date": "2026-11-20T12:00:00+00:00",
         },
-        "prices": {"per_hour": PER_HOUR, "unit": "USD", "source": "--price"},
+        "prices": prices("cpu", price=PER_HOUR).to_dict(),
         "corpus": {
             "name": "python-stdlib",
             "fingerprint": "7c4a8d09ca3762af",
@@ -163,7 +165,7 @@ def _contender(name: str, seed: int, random_numbers: random.Random, fails: bool)
         evaluations={
             "tokens": steps[5::6],
             "seconds": [step / speed for step in steps[5::6]],
-            "bits_per_byte": [loss / math.log(2) + 0.02 for loss in losses[5::6]][:-1] + [final],
+            "bits_per_byte": [*(loss / math.log(2) + 0.02 for loss in losses[5:-1:6]), final],
         },
         loss_by_position={
             "position": [0, 1, 2, 3, 5.5, 11.5, 23.5, 47.5, 95.5, 191.5],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from seqmix.compare.results import Results, read_results, write_results
 from seqmix.compare.run import run_comparison
 from seqmix.compare.settings import CompareSettings
@@ -88,7 +89,7 @@ def test_every_field_of_a_contender_is_measured(finished: tuple[Path, Results, W
     for contender in results["contenders"]:
         assert contender["status"] == "finished"
         unknown = {field for field, value in contender.items() if value is None}
-        may_be_unknown = {"error", "accelerator_days", "receptive_field", "positions_seen", "path_length"}
+        may_be_unknown = {"error", "receptive_field", "positions_seen", "path_length"}
         assert unknown <= may_be_unknown
         assert contender["parameters"] == pytest.approx(20_000, rel=0.02)
         assert contender["tokens"] == 24 * 128

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from seqmix.compare.crossings import Crossing, formula_crossings, measured_crossings
 
 

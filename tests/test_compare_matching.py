@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+
 from seqmix.compare.formulas import formula_crossovers
 from seqmix.compare.matching import config_of, on_meta, plan_budgets, plan_shapes, spread
 from seqmix.compare.settings import CompareSettings

@@ -7,6 +7,7 @@ import random
 from statistics import fmean
 
 import pytest
+
 from seqmix.compare.statistics import Noise, difference, run_noise, t_cumulative, t_quantile
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from compare_sample import sample_results
 from rich.console import Console
+
 from seqmix.compare import units
 from seqmix.compare.matrix_images import SIDE, matrix_images, picture
 from seqmix.compare.results import Results, new_contender

@@ -30,6 +30,10 @@ def compare(
     context: Annotated[int, typer.Option(help="Tokens in a row.")] = 256,
     batch_size: Annotated[int, typer.Option(help="Rows in a step.")] = 16,
     price: Annotated[float | None, typer.Option(help="What an hour of this machine costs.")] = None,
+    accelerator: Annotated[
+        str | None,
+        typer.Option(help="Whose price and peak are assumed, such as cpu or h100; by default the device's."),
+    ] = None,
     serve_tokens: Annotated[
         str | None, typer.Option(help="Generated tokens that the money must cover, with --match total-money.")
     ] = None,
@@ -65,6 +69,7 @@ def compare(
         context=context,
         batch_size=batch_size,
         price=price,
+        accelerator=accelerator,
         serve_tokens=None if serve_tokens is None else parse_quantity("serve_tokens", serve_tokens),
         options=parse_options(option or []),
         evaluate_tokens=None if evaluate_tokens == "all" else round(parse_quantity("evaluate_tokens", evaluate_tokens)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from seqmix.compare.held_equal import decode_money, matched
 from seqmix.compare.matching import ContenderPlan, MeasureSeconds, config_of, plan_budgets, plan_shapes
+from seqmix.compare.prices import Prices
 from seqmix.compare.results import FORMAT, Contender, Results, Trial, new_contender, read_results
 from seqmix.compare.settings import CompareSettings, command_line, first_difference
 from seqmix.data import Corpus
@@ -56,14 +57,13 @@ def begin(
     settings: CompareSettings,
     folder: Path,
     corpus: Corpus,
-    prices: Mapping[str, Any],
+    prices: Prices,
     device: str,
     measure_seconds: MeasureSeconds,
 ) -> Results:
     """The results of a comparison in which nothing has been trained yet; writes nothing.
 
     Args:
-        prices: as in results.json, with "per_hour".
         measure_seconds: times the generation of a token, for the matches that need it.
 
     Raises:
@@ -74,8 +74,8 @@ def begin(
     if settings.match == "total-money":
         configs = [config_of(plan, corpus.vocab_size, settings.context) for plan in plans]
         seconds = dict(zip(settings.models, measure_seconds(configs), strict=True))
-        serving = decode_money(seconds, prices["per_hour"])
-    plans = plan_budgets(plans, settings, prices["per_hour"], serving)
+        serving = decode_money(seconds, prices.per_hour)
+    plans = plan_budgets(plans, settings, prices.per_hour, serving)
     for plan in plans:
         # Training would refuse these settings too, but only after the first models have been trained.
         train_settings(settings, plan, folder, seed=0)
@@ -88,7 +88,7 @@ def begin(
         "command": command_line(settings, str(folder)),
         "settings": settings.to_dict(),
         "environment": environment,  # type: ignore[typeddict-item]
-        "prices": dict(prices),
+        "prices": prices.to_dict(),
         "corpus": {
             "name": corpus.name,
             "fingerprint": corpus.fingerprint,

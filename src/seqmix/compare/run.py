@@ -16,10 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from seqmix.compare import units
 from seqmix.compare.formulas import formula_crossovers
 from seqmix.compare.held_equal import matched, served_tokens_crossover
 from seqmix.compare.opening import TRIAL_SHARE, begin, stored_plans, stored_results, train_settings
+from seqmix.compare.prices import Prices, default_accelerator, prices
 from seqmix.compare.process import TaskFailedError, run_apart
 from seqmix.compare.progress import Display, Pace
 from seqmix.compare.results import Contender, Results, Status, Trial, write_results
@@ -53,6 +56,7 @@ def run_comparison(settings: CompareSettings, out: str | os.PathLike[str], displ
     if results is not None and results["status"] == "finished":
         return results
     device = choose_device(settings.device)
+    charged = choose_prices(settings, device)
     display.update(0.0, label="reading the text")
     corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer, progress=display.message)
     # Refuses a text that is too short for the context.
@@ -60,7 +64,7 @@ def run_comparison(settings: CompareSettings, out: str | os.PathLike[str], displ
     if results is None:
         display.update(0.0, label="solving for sizes")
         results = begin(
-            settings, folder, corpus, _prices(settings), str(device), lambda configs: decode_seconds(settings, configs)
+            settings, folder, corpus, charged, str(device), lambda configs: decode_seconds(settings, configs)
         )
     elif results["corpus"]["fingerprint"] != corpus.fingerprint:
         raise InputError(f"the text has changed since {str(folder)!r} was begun: bring it back or choose another --out")
@@ -72,8 +76,10 @@ def run_comparison(settings: CompareSettings, out: str | os.PathLike[str], displ
     return results
 
 
-def _prices(settings: CompareSettings) -> dict[str, Any]:
-    return {"per_hour": settings.price or 0.1, "unit": "USD", "source": "--price"}
+def choose_prices(settings: CompareSettings, device: torch.device) -> Prices:
+    """The prices of the accelerator that was named, else of the one that the device is."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return prices(settings.accelerator or default_accelerator(kind), price=settings.price)
 
 
 def decode_seconds(settings: CompareSettings, configs: Sequence[SeqmixConfig]) -> list[float]:
@@ -169,6 +175,9 @@ class Comparison:
         name = f"{plan.model}-{contender['seed']}"
         label = f"{plan.model}, seed {contender['seed']}"
         contender.update(self._run_training(contender, label, name, train.to_dict(), measure=True))  # type: ignore[typeddict-item]
+        if contender["train_flops"] is not None:
+            charged = Prices(**self.results["prices"])
+            contender["accelerator_days"] = charged.accelerator_days(contender["train_flops"])
         self._conclude("running")
 
     def _run_training(
@@ -260,7 +269,7 @@ class Comparison:
         # It needs plotly, which nothing else here does.
         from seqmix.compare.report import write_report
 
-        write_report(dict(self.results), self.folder / REPORT_NAME)
+        write_report(self.results, self.folder / REPORT_NAME)
 
 
 @contextlib.contextmanager

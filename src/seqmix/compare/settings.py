@@ -70,7 +70,8 @@ class CompareSettings:
     params: non-embedding parameters of the first model or of all, such as "300k".
     seeds: runs of each model; run k of every model reads the same stream.
     tune: learning rates tried for each model at a share of the budget; 0 follows each preset's rule.
-    context, batch_size: tokens in a row, rows in a step. price: money per hour; None takes the default.
+    context, batch_size: tokens in a row, rows in a step. price: money per hour; None takes that of the
+    accelerator: a name that `seqmix plan` knows, for prices and accelerator-days; None goes by the device.
     serve_tokens: generated tokens that the total money covers (match "total-money").
     options: fields of the model config to replace, by model. evaluate_tokens: held-out tokens read at
     each evaluation; None reads all. speed_seconds: to measure the speeds, for each model. threads, device,
@@ -89,6 +90,7 @@ class CompareSettings:
     context: int = 256
     batch_size: int = 16
     price: float | None = None
+    accelerator: str | None = None
     serve_tokens: float | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     evaluate_tokens: int | None = 64_000
