@@ -5,7 +5,6 @@ A preset's shape is a width and a depth; everything else follows from those two 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,23 +63,16 @@ def head_count(width: int) -> int:
     return max(h for h in range(1, max(1, width // head_dim) + 1) if width % (2 * h) == 0)
 
 
-def dilations_within(context: int, kernel: int) -> list[int]:
-    """1, 2, 4, ... while kernel * dilation stays within the context."""
-    return [2**power for power in range(max(1, int(math.log2(max(1, context // kernel))) + 1))]
+def dilations_within(context: int, kernel: int, most: int) -> list[int]:
+    """1, kernel, kernel^2, ...: at most `most` of them, while kernel * dilation stays within the context.
+
+    A layer of each then sees kernel^count positions without a gap and none of them twice.
+    """
+    return [kernel**power for power in range(most) if power == 0 or kernel ** (power + 1) <= context]
 
 
 def _attention(width: int, **options: Any) -> dict[str, Any]:
     return {"name": "attention", "heads": head_count(width), **options}
-
-
-def _gated_conv_pattern(depth: int, context: int, kernel: int) -> list[dict[str, Any]]:
-    """One gated convolution a layer, its dilation growing from layer to layer and starting again."""
-    kernel = min(kernel, context)
-    dilations = dilations_within(context, kernel)
-    return [
-        {"name": "gated_conv", "kernel": kernel, "dilation": dilations[layer % len(dilations)]}
-        for layer in range(depth)
-    ]
 
 
 def _transformer(width: int, depth: int, context: int) -> dict[str, Any]:
@@ -98,11 +90,13 @@ def _convsamba(width: int, depth: int, context: int) -> dict[str, Any]:
 
 
 def _gated_conv(width: int, depth: int, context: int) -> dict[str, Any]:
-    return {"mixers": _gated_conv_pattern(depth, context, 32), "feed_forward": feed_forward_width(width)}
+    dilations = dilations_within(context, kernel=4, most=3)[:depth]
+    mixers = [{"name": "gated_conv", "kernel": 4, "dilation": dilation} for dilation in dilations]
+    return {"mixers": mixers, "feed_forward": feed_forward_width(width)}
 
 
 def _convtransformer(width: int, depth: int, context: int) -> dict[str, Any]:
-    mixers = _gated_conv_pattern(depth, context, 32)
+    mixers = [{"name": "gated_conv", "kernel": 4} for _ in range(depth)]
     for layer in range(min(2, depth - 1), depth, 4):
         mixers[layer] = _attention(width)
     return {"mixers": mixers, "feed_forward": feed_forward_width(width)}
@@ -124,13 +118,13 @@ PRESETS = {
             name="transformer",
             summary="Llama-like: RMSNorm, softmax attention with RoPE, SwiGLU feed-forward",
             build=_transformer,
-            rate=2e-3,
+            rate=1.5e-3,
         ),
         Preset(
             name="local_transformer",
             summary="the transformer with every layer limited to a window of a quarter of the context",
             build=_local_transformer,
-            rate=2e-3,
+            rate=1.5e-3,
         ),
         Preset(
             name="convsamba",
@@ -142,13 +136,13 @@ PRESETS = {
         ),
         Preset(
             name="gated_conv",
-            summary="gated depthwise convolutions of kernel 32, dilations by layer, SwiGLU feed-forward",
+            summary="gated depthwise convolutions of kernel 4, dilations 1, 4, 16 by layer, SwiGLU feed-forward",
             build=_gated_conv,
             rate=3e-3,
         ),
         Preset(
             name="convtransformer",
-            summary="the gated convolution model with attention in every fourth layer",
+            summary="gated convolutions of kernel 4 and attention in every fourth layer, SwiGLU feed-forward",
             build=_convtransformer,
             rate=3e-3,
         ),
