@@ -14,7 +14,7 @@ def compare(
     match: Annotated[
         str,
         typer.Option(
-            help="What is equal: params, flops, train-flops, train-seconds, train-money, decode-money total-money."
+            help="What is equal: params, flops, train-flops, train-seconds, train-money, decode-money or total-money."
         ),
     ] = "params",
     budget: Annotated[
