@@ -573,7 +573,7 @@ BROKEN: dict[str, dict[type[Mixer], set[str]]] = {
         FixedMatrixPerRow: set(),
         ClaimsContentDependence: set(),
         JacobianOfAnotherNorm: set(),
-        MatrixWithoutMemory: set(),
+        MatrixWithoutMemory: {"odd_sizes"},
     },
     "readout_is_positionwise": {MixingReadout: set(), RememberingReadout: {"repeatable_and_pure"}},
     "values_are_local": {ValuesAreTheOutput: set(), ReachTooFar: set()},

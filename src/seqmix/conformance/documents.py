@@ -85,7 +85,7 @@ def _states_of_packed(
     time = x.shape[1]
     where = f"documents of lengths {rows}"
     border = rows[0][0]
-    cuts = {min(border, time - 1), max(1, border - 1), min(border + 1, time - 1), time // 2}
+    cuts = {min(border, time - 1), time // 2}
     for dtype, module in subject.precisions:
         whole = module(x.to(dtype), document_ids=ids).state
         _last_documents(subject, module, whole, states, ids, f"the state after packed {where}", with_future=True)

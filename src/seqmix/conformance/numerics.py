@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor
@@ -106,7 +107,6 @@ def compiles(subject: Subject, backend: str = "aot_eager") -> None:
     x = subject.x(batch, time).float()
     plain = subject.is_plain
     ids = torch.tensor([[0] * 3 + [1] * 5, [2] * 8])
-
     extra = subject.extra(x)
 
     def whole(x: Tensor) -> Tensor:
@@ -118,7 +118,8 @@ def compiles(subject: Subject, backend: str = "aot_eager") -> None:
     def step(x: Tensor) -> Tensor:
         return module.step(x[:, -1], state.clone()).y
 
-    state = module(x[:, :-1]).state
+    with torch.no_grad():
+        state = module(x[:, :-1]).state
     functions = [("sequence", whole, True)]
     if plain:
         functions.append(("packed sequence", packed, False))
@@ -127,7 +128,9 @@ def compiles(subject: Subject, backend: str = "aot_eager") -> None:
     for what, function, backward in functions:
         torch._dynamo.reset()
         compiled = torch.compile(function, fullgraph=True, backend=backend, dynamic=False)
-        with torch.set_grad_enabled(backward):
+        with torch.set_grad_enabled(backward), warnings.catch_warnings():
+            # Said by torch's own tracing of an autograd function.
+            warnings.filterwarnings("ignore", message=".*should not be instantiated", category=DeprecationWarning)
             leaf = x.clone().requires_grad_(backward)
             y = compiled(leaf)
             expected = function(x)
