@@ -118,7 +118,6 @@ class Attention(Mixer):
             (12, {"heads": 4, "kv_heads": 2, "bias": True, "rope_theta": 500.0}),
             (10, {"heads": 2, "kv_heads": 1, "window": 5}),
             (12, {"heads": 3, "head_dim": 5, "rope": False}),
-            (7, {"heads": 1, "window": 2}),
             (10, {"heads": 2, "causal": False}),
             (6, {"heads": 3, "causal": False, "window": 4}),
         ]
