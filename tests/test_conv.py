@@ -165,6 +165,18 @@ def test_compiles_without_a_break(packed: bool) -> None:
     torch.testing.assert_close(compiled(x, document_ids=ids).y, mixer(x, document_ids=ids).y)
 
 
+def test_packed_and_plain_forms_give_one_type_under_autocast() -> None:
+    mixer = _mixer()
+    x = _input(2, 6)
+    ids = torch.tensor([[0, 0, 0, 1, 1, 1], [2, 2, 2, 2, 2, 2]])
+    expected = mixer(x, document_ids=ids).y
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain, packed = mixer(x).y, mixer(x, document_ids=ids).y
+    assert plain.dtype == packed.dtype == torch.bfloat16
+    # Each of the three taps is rounded to 8 bits once, and so are the two sums.
+    assert (packed - expected).abs().max() <= 5 * 2**-8 * expected.abs().max()
+
+
 def test_numbers_it_declares() -> None:
     mixer = _mixer(kernel=4, dilation=3)
     assert (mixer.receptive_field, mixer.positions_seen) == (10, 4)

@@ -106,6 +106,21 @@ def test_packed_pieces_equal_separate_documents(data: st.DataObject) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("borders", [[], [9], [20, 31], list(range(1, 40))])
+def test_fused_spans_equal_the_loop(borders: list[int]) -> None:
+    """float32 runs torch's fused form from border to border (or the loop where there are many), float64 the loop."""
+    mixer = _mixer()
+    x = _input(2, 40)
+    ids = torch.zeros(2, 40, dtype=torch.int64)
+    for row, at in enumerate(borders):
+        ids[row % 2, at:] += 1
+    before = mixer(_input(2, 3)).state
+    y, state = mixer(x, before, document_ids=ids)
+    exact, end = mixer.double()(x.double(), before.to(torch.float64), document_ids=ids)
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(state.cell.double(), end.cell, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{}, {"hidden": 4}])
 def test_matrix_is_the_jacobian_by_finite_differences(options: dict[str, object]) -> None:
     mixer = _mixer(torch.float64, **options)

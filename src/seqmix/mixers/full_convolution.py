@@ -179,15 +179,17 @@ class Conv(Mixer):
         """The convolution as its formula reads; a tap that points into another document counts nothing."""
         config = self.config
         here = slice(config.sides[0], config.sides[0] + count)
-        y = padded.new_zeros(len(padded), count, self.dim)
+        y = None
         for tap in range(config.kernel):
             first = tap * config.dilation
             there = slice(first, first + (count - 1) * config.stride + 1, config.stride)
             source = padded[:, there]
             if runs is not None:
                 source = torch.where((runs[:, there] == runs[:, here])[..., None], source, source.new_zeros(()))
-            y = y + F.linear(source, self.weight[:, :, tap])
-        return y if self.bias is None else y + self.bias
+            moved = F.linear(source, self.weight[:, :, tap])
+            y = moved if y is None else y + moved
+        assert y is not None
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def init_state(
         self,

@@ -7,7 +7,7 @@
 No matrix times values gives y; the matrix that tells who listens to whom is the Jacobian: the Frobenius norm of
 dy[t] / dx[s], which depends on the input.
 
-Shapes: B batch, T time, D model width, H hidden width, R documents of all rows, L length of a document.
+Shapes: B batch, T time, D model width, H hidden width.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from seqmix.cost import Cost, linear_flops
 from seqmix.errors import InputError
 from seqmix.kernels.documents import Placement
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
+
+SHORTEST_SPAN = 8
+"""The fused form pays from about this many positions a call on; where documents are shorter, the loop is faster."""
 
 
 @dataclass
@@ -188,6 +191,12 @@ def _cell(gates_B4H: Tensor, cell_BH: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(leave) * torch.tanh(cell_BH), cell_BH
 
 
+def _reset(placement: Placement, at: int, *tensors: Tensor) -> list[Tensor]:
+    """The recurrent tensors (batch, hidden) before position `at`, zero in rows where a document begins there."""
+    continues_B1 = (placement.runs[:, at] == (placement.runs[:, at - 1] if at else 0))[:, None]
+    return [torch.where(continues_B1, tensor, tensor.new_zeros(())) for tensor in tensors]
+
+
 def _run_loop(
     x_BTD: Tensor, hidden_BH: Tensor, cell_BH: Tensor, weights: list[Tensor], placement: Placement
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,10 +206,7 @@ def _run_loop(
     outputs = []
     for t, gates_B4H in enumerate(gates_BT4H.unbind(1)):
         if placement.packed:
-            continues = placement.runs[:, t] == (placement.runs[:, t - 1] if t else 0)
-            hidden_BH, cell_BH = (
-                torch.where(continues[:, None], tensor, tensor.new_zeros(())) for tensor in (hidden_BH, cell_BH)
-            )
+            hidden_BH, cell_BH = _reset(placement, t, hidden_BH, cell_BH)
         hidden_BH, cell_BH = _cell(torch.addmm(gates_B4H, hidden_BH, weight_hh.t()), cell_BH)
         outputs.append(hidden_BH)
     return torch.stack(outputs, dim=1), hidden_BH, cell_BH
@@ -209,32 +215,23 @@ def _run_loop(
 def _run_fused(
     x_BTD: Tensor, hidden_BH: Tensor, cell_BH: Tensor, weights: list[Tensor], placement: Placement
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_run_loop`, through torch's fused LSTM; each document of a packed row becomes a sequence of its own."""
-    has_biases = len(weights) == 4
-    if not placement.packed:
-        start = (hidden_BH[None], cell_BH[None])
-        y, hidden, cell = torch.lstm(x_BTD, start, weights, has_biases, 1, 0.0, False, False, True)
-        return y, hidden[0], cell[0]
-    batch, time = placement.runs.shape
-    begins_BT = torch.ones_like(placement.runs, dtype=torch.bool)
-    begins_BT[:, 1:] = placement.runs[:, 1:] != placement.runs[:, :-1]
-    document_of = begins_BT.flatten().cumsum(0) - 1
-    first_R = begins_BT.flatten().nonzero()[:, 0]
-    length_R = torch.diff(first_R, append=first_R.new_tensor([batch * time]))
-    # torch wants the longest sequence first, and then the k-th tokens of all sequences beside each other.
-    longest_first_R = length_R.argsort(descending=True, stable=True)
-    rank_R = longest_first_R.argsort()
-    offset = torch.arange(batch * time, device=x_BTD.device) - first_R[document_of]
-    sequences_L = torch.bincount(offset)
-    place_of = (sequences_L.cumsum(0) - sequences_L)[offset] + rank_R[document_of]
+    """As `_run_loop`, through torch's fused LSTM over the spans of time in which no row begins a document."""
+    time, has_biases = x_BTD.shape[1], len(weights) == 4
+    starts = _border_columns(placement.runs) if placement.packed else [0]
+    if len(starts) > 1 and time < SHORTEST_SPAN * len(starts):
+        return _run_loop(x_BTD, hidden_BH, cell_BH, weights, placement)
+    outputs = []
+    for start, end in zip(starts, [*starts[1:], time], strict=True):
+        if placement.packed:
+            hidden_BH, cell_BH = _reset(placement, start, hidden_BH, cell_BH)
+        before = (hidden_BH[None], cell_BH[None])
+        y, hidden, cell = torch.lstm(x_BTD[:, start:end], before, weights, has_biases, 1, 0.0, False, False, True)
+        hidden_BH, cell_BH = hidden[0], cell[0]
+        outputs.append(y)
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], hidden_BH, cell_BH
 
-    row_R = first_R // time
-    continues_R1 = (placement.runs.flatten()[first_R] == 0)[:, None]
-    start_1RH = [
-        torch.where(continues_R1, tensor[row_R], tensor.new_zeros(()))[longest_first_R][None]
-        for tensor in (hidden_BH, cell_BH)
-    ]
-    data = x_BTD.flatten(0, 1)[place_of.argsort()]
-    y, hidden, cell = torch.lstm(data, sequences_L.cpu(), start_1RH, weights, has_biases, 1, 0.0, False, False)
-    last_B = rank_R[document_of.view(batch, time)[:, -1]]
-    return y[place_of].view(batch, time, -1), hidden[0, last_B], cell[0, last_B]
+
+def _border_columns(runs: Tensor) -> list[int]:
+    """0 and the positions at which any row begins a document."""
+    begins = (runs[:, 1:] != runs[:, :-1]).any(dim=0)
+    return [0, *(begins.nonzero()[:, 0] + 1).tolist()]

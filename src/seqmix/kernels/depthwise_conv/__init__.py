@@ -19,8 +19,10 @@ from seqmix.kernels.depthwise_conv.channels import Dilations, group_channels, ne
 from seqmix.kernels.documents import Placement, place_piece
 
 IMPLEMENTATIONS = {"reference": reference.convolve, "torch": grouped.convolve}
-MAX_RUNS_PER_ROW = 4
+MAX_RUNS_PER_ROW = 5
 """The grouped form copies a row for each of its documents; with more than this on average the taps are cheaper."""
+TAPS_PER_RUN = 4
+"""On a CPU a copied row costs as much as this many taps, so that a short kernel does not pay for the copies."""
 
 
 class DepthwiseConvState(NamedTuple):
@@ -39,7 +41,7 @@ def empty_state(
     return DepthwiseConvState(torch.zeros(batch, dilations.past_size, device=device, dtype=dtype), count, count.clone())
 
 
-def _choose(implementation: str | None, x: Tensor, placement: Placement) -> str:
+def _choose(implementation: str | None, x: Tensor, placement: Placement, kernel: int) -> str:
     if implementation is not None:
         if implementation not in IMPLEMENTATIONS:
             known = ", ".join(IMPLEMENTATIONS)
@@ -50,7 +52,8 @@ def _choose(implementation: str | None, x: Tensor, placement: Placement) -> str:
     if placement.packed:
         if torch.compiler.is_compiling():
             return "reference"
-        if int(placement.runs[:, -1].sum()) > MAX_RUNS_PER_ROW * len(x):
+        runs = int((placement.runs[:, -1] - placement.runs[:, 0] + 1).sum())
+        if runs > min(MAX_RUNS_PER_ROW, kernel / TAPS_PER_RUN) * len(x):
             return "reference"
     return "torch"
 
@@ -104,7 +107,7 @@ def depthwise_conv(
     if dilations.order is not None:
         order = torch.tensor(dilations.order, device=x.device)
         x, weight = x[:, :, order], weight[order]
-    convolve = IMPLEMENTATIONS[_choose(implementation, x, placement)]
+    convolve = IMPLEMENTATIONS[_choose(implementation, x, placement, weight.shape[1])]
     outputs, rings = [], []
     for group in dilations.groups:
         part = x[:, :, group.first : group.last]
