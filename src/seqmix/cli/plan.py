@@ -87,7 +87,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
     prices, context = plan["prices"], plan["context"]
     print(f"At context {context:,}, vocabulary {plan['vocab_size']:,}; equal {_MATCHES[plan['match']]}.\n")
     print_table(
-        ["model", "depth × width", "parameters", "FLOPs", "state", "path", "receptive field", "of it seen"],
+        ["model", "depth × width", "parameters", "FLOPs", "state", "path", "receptive field", "seen"],
         [
             (
                 one["model"],
@@ -103,8 +103,8 @@ def _print_plan(plan: dict[str, Any]) -> None:
         ],
     )
     print(
-        "\nFLOPs: of a forward pass, a token. State: of one sequence. Path: layers until the first token of the\n"
-        "context reaches the last; a dash where it cannot.\n"
+        "\nFLOPs: forward, a token. State: of one sequence. Path: layers until the first token of the context\n"
+        "reaches the last; a dash where it cannot. Seen: tokens of the receptive field that are used.\n"
     )
     print_table(
         ["model", "training tokens", "training FLOPs", "time", "accelerator-days", f"money ({prices['unit']})"],
