@@ -89,6 +89,12 @@ def _convsamba(width: int, depth: int, context: int) -> dict[str, Any]:
     return {"mixers": [mixer], "norm": "layer", "embedding_position": "rope"}
 
 
+def _convsamba_short(width: int, depth: int, context: int) -> dict[str, Any]:
+    dilations = dilations_within(context, kernel=4, most=3)[:depth]
+    mixers = [{"name": "convsamba", "kernel": 4, "dilation": [dilation]} for dilation in dilations]
+    return {"mixers": mixers, "norm": "layer"}
+
+
 def _gated_conv(width: int, depth: int, context: int) -> dict[str, Any]:
     dilations = dilations_within(context, kernel=4, most=3)[:depth]
     mixers = [{"name": "gated_conv", "kernel": 4, "dilation": dilation} for dilation in dilations]
@@ -130,6 +136,14 @@ PRESETS = {
             name="convsamba",
             summary="RoPE on the embedding, LayerNorm, dilated depthwise convolution of kernel 32 times a SwiGLU gate",
             build=_convsamba,
+            rate=3e-3,
+            width_multiple=2,
+            depth_factor=2.0,
+        ),
+        Preset(
+            name="convsamba_short",
+            summary="ConvSamba without RoPE, with kernel 4 and dilations 1, 4, 16 by layer",
+            build=_convsamba_short,
             rate=3e-3,
             width_multiple=2,
             depth_factor=2.0,
