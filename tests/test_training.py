@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -19,7 +20,8 @@ from safetensors.torch import load_file
 
 from seqmix.cli.main import main
 from seqmix.errors import InputError, SeqmixError
-from seqmix.models import create_model, list_models
+from seqmix.models import create_model, list_models, preset
+from seqmix.models.presets import PRESETS
 from seqmix.training import RunFolder, TrainResult, read_metrics, settings_from, train
 from seqmix.training import durable as durable_module
 from seqmix.training.loop import Training
@@ -254,6 +256,18 @@ def test_a_run_killed_before_its_result_is_finished_by_resume(values: Values) ->
     second, _ = run(values, resume=True)
     assert second.bits_per_byte == first.bits_per_byte
     assert (Path(values["out"]) / "model.safetensors").exists()
+
+
+def test_resume_keeps_the_model_and_rate_that_the_run_began_with(
+    values: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = run(values)
+    (Path(values["out"]) / "result.json").unlink()
+    later = dataclasses.replace(preset("gated_conv"), rate=0.5, build=preset("transformer").build)
+    monkeypatch.setitem(PRESETS, "gated_conv", later)
+    second, _ = run(values, resume=True)
+    assert second.learning_rate == first.learning_rate
+    assert second.bits_per_byte == first.bits_per_byte
 
 
 def test_resume_with_nothing_there_starts(values: Values) -> None:
@@ -516,6 +530,8 @@ def test_the_command_prints_one_document_and_resumes_from_the_folder_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_model_trains_the_same(values: Values, tmp_path: Path) -> None:
     run(values)
     run(values, out=str(tmp_path / "compiled"), compile=True)

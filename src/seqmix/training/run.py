@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from seqmix.data import Corpus, load_corpus
 from seqmix.errors import InputError
-from seqmix.models import SeqmixForCausalLM, create_model, preset
+from seqmix.models import SeqmixConfig, SeqmixForCausalLM, create_model, preset
 from seqmix.training.board import require_tensorboard
 from seqmix.training.environment import describe_environment
 from seqmix.training.loop import Training
@@ -95,12 +95,15 @@ def train(
     ):
         if run.is_finished:
             say(f"the run in {str(run.path)!r} is finished already")
-            stored = run.read_result()
-            return TrainResult(**{**stored["result"], "folder": str(run.path)})
+            return TrainResult(**{**run.read_result()["result"], "folder": str(run.path)})
         seed_everything(settings.seed)
         corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer, progress=show)
+        is_going_on = resume and run.is_started
+        stored = run.read_settings() if is_going_on else None
+        if stored is not None:
+            _check_same(stored, run, corpus, device, say)
         memory = PeakMemory(device)
-        model = _make_model(settings, corpus)
+        model = _make_model(settings, corpus, stored)
         nn.Module.to(model, device)
         training = Training(
             settings=settings,
@@ -108,17 +111,14 @@ def train(
             corpus=corpus,
             run_folder=run,
             device=device,
-            peak_rate=_peak_rate(settings, model),
+            peak_rate=_peak_rate(settings, model) if stored is None else stored["learning_rate"],
             processes=processes,
             memory=memory,
             reporter=reporter,
             message=say,
             show=show or _nothing,
         )
-        is_going_on = resume and run.is_started
-        if is_going_on:
-            _check_same(run, corpus, device, say)
-        elif processes.writes_files:
+        if not is_going_on and processes.writes_files:
             if resume:
                 say(f"there is no run in {str(run.path)!r} yet: starting at step 0")
             run.write_settings(_describe(settings, corpus, training))
@@ -191,17 +191,25 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _make_model(settings: TrainSettings, corpus: Corpus) -> SeqmixForCausalLM:
-    model = create_model(
+def _make_model(settings: TrainSettings, corpus: Corpus, stored: dict[str, Any] | None) -> SeqmixForCausalLM:
+    """A new model, or the one that settings.json describes: a preset may change from one version to the next."""
+    if stored is not None:
+        model = SeqmixForCausalLM(SeqmixConfig.from_dict(stored["model"]["config"]))
+    else:
+        model = _create_model(settings, corpus)
+    if settings.init_from is not None:
+        load_weights(model, read_run_weights(Path(settings.init_from)), f"the run {settings.init_from!r}")
+    return model
+
+
+def _create_model(settings: TrainSettings, corpus: Corpus) -> SeqmixForCausalLM:
+    return create_model(
         settings.model,
         vocab_size=corpus.vocab_size,
         params=settings.params,
         context=settings.context,
         **settings.options,
     )
-    if settings.init_from is not None:
-        load_weights(model, read_run_weights(Path(settings.init_from)), f"the run {settings.init_from!r}")
-    return model
 
 
 def _peak_rate(settings: TrainSettings, model: SeqmixForCausalLM) -> float:
@@ -223,6 +231,7 @@ def _describe(settings: TrainSettings, corpus: Corpus, training: Training) -> di
             "valid_tokens": len(corpus.valid),
         },
         "model": {
+            "config": training.model.config.to_dict(),
             "non_embedding_parameters": training.model.non_embedding_parameters,
             "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
         },
@@ -230,9 +239,10 @@ def _describe(settings: TrainSettings, corpus: Corpus, training: Training) -> di
     }
 
 
-def _check_same(run: RunFolder, corpus: Corpus, device: torch.device, say: Callable[[str], None]) -> None:
+def _check_same(
+    stored: dict[str, Any], run: RunFolder, corpus: Corpus, device: torch.device, say: Callable[[str], None]
+) -> None:
     """Refuses to go on with other data; other software or hardware only changes the last digits, and is said."""
-    stored = run.read_settings()
     if stored["corpus"]["fingerprint"] != corpus.fingerprint:
         raise InputError(
             f"the data of the run in {str(run.path)!r} have changed since it was started: "
