@@ -36,7 +36,7 @@ class CheckpointStore:
         Raises:
             SeqmixError: it cannot be written; the older checkpoints stay.
         """
-        path = self.folder / f"step-{step:08d}"
+        path = self.path_of(step)
         with disk_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
         with new_folder(path) as temporary:
@@ -45,6 +45,10 @@ class CheckpointStore:
             write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
         self._remove_older(step)
         return path
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step-{step:08d}"
 
     def newest(self, message: Callable[[str], None]) -> Path | None:
         """The newest checkpoint that verifies, or None. `message` is told about each one that does not."""

@@ -28,7 +28,6 @@ from seqmix.training.progress import Progress, Reporter, Stopwatch
 from seqmix.training.run_folder import RunFolder
 from seqmix.training.schedule import Budget, Schedule
 from seqmix.training.settings import TrainSettings
-from seqmix.training.snapshot import read_snapshot, write_snapshot
 from seqmix.training.stopping import StopRequest
 
 GRADIENT_RECORDS = 10
@@ -92,10 +91,10 @@ class Training:
 
     def go_on(self, *, resume: bool) -> int | None:
         """Takes up the newest good checkpoint, where there is one, and opens the records. Returns its step."""
-        found = self.run_folder.checkpoints.newest(self.message) if resume else None
+        found = self.processes.newest(self.run_folder.checkpoints, self.message) if resume else None
         length = 0
         if found is not None:
-            self.progress, length = read_snapshot(found, self.model, self.optimizer)
+            self.progress, length = self.processes.load(found, self.model, self.optimizer)
             self._checkpoint_step = self.progress.step
         self.clock = Stopwatch(self.progress.seconds)
         if self.processes.writes_files:
@@ -240,7 +239,7 @@ class Training:
         """Writes down the gradient norm of every layer, before clipping."""
         self.progress.gradient_records += 1
         norms = [
-            torch.nn.utils.get_total_norm([p.grad for p in layer.parameters() if p.grad is not None])
+            self.processes.norm([p.grad for p in layer.parameters() if p.grad is not None])
             for layer in self.model.model.layers
         ]
         values = [norm if torch.isfinite(norm) else None for norm in norms]
@@ -276,7 +275,7 @@ class Training:
         """Measures the model on about `max_tokens` of the held-out part and writes that down."""
 
         def show(share: float) -> None:
-            if stop is not None and stop.requested:
+            if stop is not None and any(self.processes.agree(stop.requested)):
                 raise _StoppedError
             self.show(f"evaluating, {share:.0%}")
 
@@ -313,13 +312,11 @@ class Training:
         with self.clock.paused():
             progress = self.progress
             progress.seconds = self.clock.seconds
-            progress.peak_memory = max(progress.peak_memory, self.memory.peak())
-            if self.metrics is not None and self._checkpoint_step != progress.step:
-                length = self.metrics.sync()
-                self.run_folder.checkpoints.save(
-                    progress.step,
-                    lambda folder: write_snapshot(folder, self.model, self.optimizer, progress, length),
-                )
+            (peak,) = self.processes.agree(self.memory.peak())
+            progress.peak_memory = max(progress.peak_memory, int(peak))
+            if self._checkpoint_step != progress.step:
+                length = 0 if self.metrics is None else self.metrics.sync()
+                self.processes.save(self.run_folder.checkpoints, self.model, self.optimizer, progress, length)
                 self._checkpoint_step = progress.step
             self._last_checkpoint = time.monotonic()
 

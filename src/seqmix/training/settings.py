@@ -17,14 +17,15 @@ from seqmix.models.sizing import parse_size
 
 BUDGETS = ("tokens", "seconds")
 PRECISIONS = ("float32", "bfloat16")
+PARALLEL = ("none", "ddp", "fsdp")
 
 _SIZES = {"params", "tokens", "evaluate_tokens", "final_evaluate_tokens"}
 _AT_LEAST_ONE = _SIZES | {"context", "batch_size", "accumulate", "threads"}
 _POSITIVE = {"seconds", "learning_rate", "clip", "evaluate_every"}
 _NOT_NEGATIVE = {"weight_decay", "checkpoint_every_seconds", "seed"}
 _SHARES = {"warmup_share", "min_lr_share", "evaluate_every"}
-MAY_CHANGE = {"out", "checkpoint_every_seconds", "tensorboard"}
-"""Settings that a resumed run may be given anew: they change no number."""
+MAY_CHANGE = {"out", "checkpoint_every_seconds", "tensorboard", "parallel"}
+"""Settings that a resumed run may be given anew: they change no number, beyond the order of sums."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class TrainSettings:
     evaluate_every: the share of the budget between two evaluations. evaluate_tokens: about how many held-out
         tokens those read, spread evenly. final_evaluate_tokens: how many the last one reads. None: all of them.
     checkpoint_every_seconds: wall-clock time between checkpoints.
+    parallel: how the processes that torchrun started share the work: "ddp" (every one holds the model), "fsdp" (every
+        one holds a shard of it), or "none"; None is ddp. One process alone has nothing to share.
     threads: CPU threads; None leaves torch's choice. init_from: a run whose weights are taken at the start.
     """
 
@@ -70,6 +73,7 @@ class TrainSettings:
     precision: str = "float32"
     compile: bool = False
     device: str | None = None
+    parallel: str | None = None
     evaluate_every: float = 0.25
     evaluate_tokens: int | None = 131072
     final_evaluate_tokens: int | None = None
@@ -91,6 +95,8 @@ class TrainSettings:
             )
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.parallel is not None and self.parallel not in PARALLEL:
+            raise unknown_name("parallel", self.parallel, PARALLEL)
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"a batch_size of {self.batch_size} cannot be split into accumulate={self.accumulate} equal pieces: "

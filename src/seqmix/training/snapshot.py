@@ -1,4 +1,4 @@
-"""What a checkpoint of one process holds: weights, optimizer, counters and random numbers."""
+"""What a checkpoint holds: weights and optimizer, in one piece, and counters and random numbers."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def write_snapshot(
     """
     save_file(_on_cpu(weight_tensors(model)), folder / WEIGHTS)
     save_file(_on_cpu(optimizer_tensors(model, optimizer)), folder / OPTIMIZER)
+    write_counters(folder, progress, metrics_length)
+
+
+def write_counters(folder: Path, progress: Progress, metrics_length: int) -> None:
+    """Writes what a checkpoint holds beside tensors."""
     write_json(
         folder / STATE,
         {
@@ -44,6 +49,11 @@ def read_snapshot(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """Puts a checkpoint's weights, optimizer and random numbers back; returns the counters and `metrics_length`."""
     load_weights(model, load_file(folder / WEIGHTS), f"the checkpoint {str(folder)!r}")
     load_optimizer_tensors(model, optimizer, load_file(folder / OPTIMIZER))
+    return read_counters(folder)
+
+
+def read_counters(folder: Path) -> tuple[Progress, int]:
+    """Puts a checkpoint's random numbers back; returns the counters and `metrics_length`."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     restore_generators(state["generators"])
     counters = state["progress"]

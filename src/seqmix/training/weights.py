@@ -31,24 +31,29 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         source: where they come from, for the error.
 
     Raises:
-        InputError: names or shapes differ; it names the first that does. The model is left as it was.
+        InputError: as `check_weights`. The model is left as it was.
     """
+    check_weights(model, {name: tensor.shape for name, tensor in tensors.items()}, source)
+    with torch.no_grad():
+        for name, tensor in weight_tensors(model).items():
+            tensor.copy_(tensors[name])
+
+
+def check_weights(model: nn.Module, shapes: Mapping[str, torch.Size], source: str) -> None:
+    """Raises an InputError where the names or shapes of some weights are not the model's; it names the first."""
     own = weight_tensors(model)
     for name, tensor in own.items():
-        if name not in tensors:
+        if name not in shapes:
             raise InputError(f"{source} has no weight {name!r}, which this model needs: use the same model and options")
-        if tensors[name].shape != tensor.shape:
+        if shapes[name] != tensor.shape:
             raise InputError(
-                f"the weight {name!r} has the shape {tuple(tensors[name].shape)} in {source} and "
+                f"the weight {name!r} has the shape {tuple(shapes[name])} in {source} and "
                 f"{tuple(tensor.shape)} in this model: use the same model, size and tokenizer"
             )
     shared = model.state_dict().keys() - own.keys()
-    for name in tensors:
+    for name in shapes:
         if name not in own and name not in shared:
             raise InputError(f"{source} has a weight {name!r} that this model lacks: use the same model and options")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 def read_run_weights(folder: Path) -> dict[str, Tensor]:
