@@ -270,3 +270,28 @@ def test_progress_into_a_pipe_is_plain_lines_on_stderr(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == "training: 50%, loss 2.1, 1 min 30 s left\nsaved\n"
+
+
+@pytest.mark.parametrize("columns", [48, 60, 200])
+def test_numbers_in_a_table_stay_whole_while_headings_wrap(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    output.print_table(
+        ["model", "tokens read before", "parameters", "what it is"],
+        [("convtransformer", "1,234", "12.5 KiB", "a hybrid of [two] things")],
+        left=["what it is"],
+    )
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= columns
+    for whole in ("convtransformer", "1,234", "12.5 KiB", "[two]"):
+        assert whole in text
+
+
+def test_a_table_narrower_than_its_words_still_shows_everything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    output.print_table(["name", "value"], [("abcdefgh", "123456789")])
+    shown = "".join(capsys.readouterr().out.split())
+    assert sorted(shown.replace("─", "")) == sorted("namevalueabcdefgh123456789")

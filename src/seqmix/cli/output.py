@@ -56,15 +56,52 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
+    screen = console(to_stderr=to_stderr)
+    gap = 2
+    widths = _column_widths(columns, rows, left, screen.width - gap * (len(columns) - 1))
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, gap - 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
     for number, column in enumerate(columns):
-        is_left = number == 0 or column in left
-        table.add_column(column, justify="left" if is_left else "right", no_wrap=number == 0, overflow="fold")
+        table.add_column(
+            column,
+            justify="left" if number == 0 or column in left else "right",
+            width=widths[number],
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console(to_stderr=to_stderr).print(table)
+    screen.print(table)
+
+
+def _column_widths(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str], room: int
+) -> list[int | None]:
+    """Widths at which numbers and names stay whole while headings and texts wrap between words; None is rich's choice.
+
+    rich by itself narrows every column alike, and breaks numbers where a heading could have wrapped.
+    """
+    widest, narrowest = [], []
+    for number, column in enumerate(columns):
+        cells = [row[number] for row in rows]
+        widest.append(max(map(len, [column, *cells])))
+        words = [word for text in [column, *(cells if column in left else [])] for word in text.split()]
+        narrowest.append(max(map(len, [*words, *([] if column in left else cells)]), default=1))
+    spare = room - sum(narrowest)
+    if sum(widest) <= room or spare < 0:
+        return [None] * len(columns)
+    widths: list[int | None] = []
+    for wanted, needed in zip(widest, narrowest, strict=True):
+        more = min(wanted - needed, spare)
+        spare -= more
+        widths.append(needed + more)
+    return widths
 
 
 class Progress:
