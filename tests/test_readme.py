@@ -54,3 +54,10 @@ def test_the_python_example_is_valid_and_uses_what_exists() -> None:
         compile(block, "README.md", "exec")
         for name in re.findall(r"seqmix\.([A-Za-z_]+)\(", block):
             assert name in dir(seqmix), name
+
+
+def test_the_changelog_names_every_mixer_and_model() -> None:
+    import seqmix
+
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert [name for name in (*seqmix.list_mixers(), *seqmix.list_models()) if f"`{name}`" not in text] == []
