@@ -63,7 +63,7 @@ def eval_command(
     if threads is not None:
         torch.set_num_threads(threads)
     run = RunFolder(folder)
-    trained = run.read_settings()["settings"] if run.is_started else {}
+    trained = run.read_settings().get("settings", {}) if run.is_started else {}
     model = load_model(folder, device=place, dtype=None if precision is None else getattr(torch, precision))
     data = trained.get("data") if data is None else data
     if data is None:

@@ -142,11 +142,9 @@ class Prices:
 
     def largest_batch(self, model: SeqmixForCausalLM, context: int) -> int:
         """Rows with `context` tokens read that fit beside the weights, at most `serve_batch`; 0 for none."""
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        free = self.memory - weights
-        if free < 0:
-            return 0
-        return min(self.serve_batch, int(free // max(1, model.cost(1, context).state_bytes)))
+        cost = model.cost(1, context)
+        free = self.memory - cost.parameters * model.dtype.itemsize
+        return 0 if free < 0 else min(self.serve_batch, int(free // max(1, cost.state_bytes)))
 
     def decode_seconds(self, model: SeqmixForCausalLM, context: int) -> float:
         """Roofline seconds for one generated token with `context` tokens read; infinite where it does not fit."""

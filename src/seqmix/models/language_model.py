@@ -6,6 +6,7 @@ Shapes: B batch, T time, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -279,19 +280,25 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
             bytes_moved=size * (dim * vocab + positions * (dim + vocab)),
         )
 
+    def _blocks(self, cost_of: Callable[[Any], Cost]) -> Cost:
+        """The costs of all blocks; of those that the config makes alike only the first is asked."""
+        total, known = Cost(), dict[str, Cost]()
+        for layer, block in enumerate(self.model.layers):
+            kind = repr((self.config.mixer_of_layer(layer), self.config.feed_forward_of_layer(layer)))
+            if kind not in known:
+                known[kind] = cost_of(block)
+            total = total + known[kind]
+        return total
+
     def cost(self, batch: int, time: int) -> Cost:
         """The cost of a forward pass over `batch` rows of `time` tokens, logits of all positions included."""
-        total = self._around_blocks(batch * time) + Cost(state_bytes=batch * BOOKKEEPING_BYTES)
-        for block in self.model.layers:
-            total = total + block.cost(batch, time)
-        return total
+        around = self._around_blocks(batch * time) + Cost(state_bytes=batch * BOOKKEEPING_BYTES)
+        return around + self._blocks(lambda block: block.cost(batch, time))
 
     def step_cost(self, batch: int, position: int) -> Cost:
         """The cost of one step with `position` tokens already read."""
-        total = self._around_blocks(batch) + Cost(state_bytes=batch * BOOKKEEPING_BYTES)
-        for block in self.model.layers:
-            total = total + block.step_cost(batch, position)
-        return total
+        around = self._around_blocks(batch) + Cost(state_bytes=batch * BOOKKEEPING_BYTES)
+        return around + self._blocks(lambda block: block.step_cost(batch, position))
 
     def training_flops(self, tokens: int, context: int) -> int:
         """Product FLOPs of training on `tokens` in rows of `context`: three forwards."""
