@@ -21,6 +21,7 @@ def test_the_mixer_keeps_the_contract(mixer_class: type[Mixer], check: Callable[
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_the_mixer_compiles_with_inductor(mixer: type[Mixer]) -> None:
     dim, options = mixer.examples()[0]

@@ -77,7 +77,8 @@ def low_precision(subject: Subject) -> None:
     the least that bfloat16 costs, e. The mixer itself also rounds between its stages. Each rounding is relative,
     at most eps / 2, as the ones of the inputs are, and independent of them, so that STAGES of them add up to
     sqrt(STAGES) * eps / 2 of the output's size: the band. The error must stay within 2 e + band, both in the
-    root mean square and at the largest. Large inputs must not overflow where the oracle does not.
+    root mean square and at the largest, for forward and for steps from an empty state. Large inputs must not
+    overflow where the oracle does not.
     """
     time, batch = 32, 3
     x = subject.x(batch, time)
@@ -85,20 +86,32 @@ def low_precision(subject: Subject) -> None:
     rounded = copy.deepcopy(low).double()
     exact = subject.forward(subject.oracle, x).y
     reference = subject.forward(rounded, x.bfloat16().double()).y
-    y = subject.forward(low, x.bfloat16()).y
-    expect(y.dtype == torch.bfloat16, f"a bfloat16 mixer gives an output in {y.dtype}")
-    expect(bool(torch.isfinite(y).all()), "bfloat16 gives NaN or infinite values")
-    share = STAGES**0.5 * torch.finfo(torch.bfloat16).eps / 2
-    for name, error, own, size in zip(
-        ("on average", "at most"), _norms(y.double() - exact), _norms(reference - exact), _norms(exact), strict=True
-    ):
-        allowed = 2 * own + share * size
-        expect(error <= allowed, f"bfloat16 is off {name} by {error:.2g}; {allowed:.2g} is explained by rounding")
+    outputs = {"forward": subject.forward(low, x.bfloat16()).y}
+    if subject.is_plain and subject.traits.causal:
+        outputs["a run of steps"] = _run_of_steps(low, x.bfloat16())
+    own, size = _norms(reference - exact), _norms(exact)
+    for what, y in outputs.items():
+        expect(y.dtype == torch.bfloat16, f"{what} of a bfloat16 mixer gives an output in {y.dtype}")
+        expect(bool(torch.isfinite(y).all()), f"{what} in bfloat16 gives NaN or infinite values")
+        for index, (how, error) in enumerate(zip(("on average", "at most"), _norms(y.double() - exact), strict=True)):
+            allowed = 2 * own[index] + STAGES**0.5 * torch.finfo(torch.bfloat16).eps / 2 * size[index]
+            expect(
+                error <= allowed,
+                f"{what} in bfloat16 is off {how} by {error:.2g}; rounding explains {allowed:.2g}",
+            )
     big = 100 * x
     for module, dtype in ((subject.mixer, torch.float32), (low, torch.bfloat16)):
         if bool(torch.isfinite(subject.forward(subject.oracle, big).y).all()):
             y = subject.forward(module, big.to(dtype)).y
             expect(bool(torch.isfinite(y).all()), f"inputs of size 100 give NaN or infinite values in {dtype}")
+
+
+def _run_of_steps(module: Mixer, x: Tensor) -> Tensor:
+    state, outputs = module.init_state(len(x), dtype=x.dtype), []
+    for token in x.unbind(1):
+        y, state = module.step(token, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1)
 
 
 def compiles(subject: Subject, backend: str = "aot_eager") -> None:

@@ -328,8 +328,8 @@ class ConvSamba(_DepthwiseMixer):
     @classmethod
     def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
         return [
-            (12, {"context": 128}),
             (7, {"kernel": 5, "context": 20}),
+            (12, {"context": 128}),
             (6, {"kernel": 4, "dilation": (2,), "heads": 2}),
             (5, {"kernel": 3, "context": 9, "causal": False, "bias": False}),
         ]
