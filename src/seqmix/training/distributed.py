@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -91,7 +92,6 @@ def join_processes(settings: TrainSettings, device: torch.device) -> Iterator[Pr
     if place.count == 1:
         yield OneProcess()
         return
-    _check(settings, place.count)
     is_ours = not dist.is_initialized()
     if is_ours:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -100,7 +100,13 @@ def join_processes(settings: TrainSettings, device: torch.device) -> Iterator[Pr
         dist.init_process_group(backend, timeout=STEP_TIMEOUT)
     kind = FullySharded if settings.parallel == "fsdp" else DataParallel
     try:
-        yield kind(place, device, settings.precision)
+        processes = kind(place, device, settings.precision)
+        with processes.together():
+            _check(settings, place.count)
+        with warnings.catch_warnings():
+            # It is about states, which training never writes to.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+            yield processes
     except (RuntimeError, dist.DistError) as error:
         # Gloo's errors have no class of their own.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
@@ -148,7 +154,7 @@ class _Group:
         )
         if not any(faults):
             return
-        if fault is not None and (self.writes_files or not isinstance(fault, SeqmixError)):
+        if fault is not None and (self.writes_files or not (faults[0] or isinstance(fault, SeqmixError))):
             raise fault
         rank, (is_input, is_known, text) = next((rank, one) for rank, one in enumerate(faults) if one)
         if not self.writes_files:
@@ -214,7 +220,8 @@ class DataParallel(_Group):
         initialise: Callable[[SeqmixForCausalLM], None],
         device: torch.device,
     ) -> SeqmixForCausalLM:
-        return OneProcess().build(create, initialise, device)
+        with self.together():
+            return OneProcess().build(create, initialise, device)
 
     def wrap(self, model: SeqmixForCausalLM) -> nn.Module:
         # The constructor copies the first process's weights to the others.
@@ -238,8 +245,10 @@ class DataParallel(_Group):
         progress: Progress,
         metrics_length: int,
     ) -> None:
-        if self.writes_files:
-            OneProcess().save(store, model, optimizer, progress, metrics_length)
+        # The others wait: the first one's checkpoint must be whole before any of them ends.
+        with self.together():
+            if self.writes_files:
+                OneProcess().save(store, model, optimizer, progress, metrics_length)
 
     def load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, int]:
         return OneProcess().load(folder, model, optimizer)
@@ -317,20 +326,23 @@ class FullySharded(_Group):
         progress: Progress,
         metrics_length: int,
     ) -> None:
-        def write(folder: Path) -> None:
-            self._exchange(str(folder.resolve()))
-            with self.together():
-                write_shards(folder, model, optimizer)
-            write_counters(folder, progress, metrics_length)
+        def fill(folder: Path | None) -> None:
+            """Tells the others where the shards go, or is told; then all write theirs."""
+            place = self._exchange(str(folder.resolve()) if folder else None)[0]
+            if not isinstance(place, str):
+                # The first process failed before it had a folder, and this is its report of that.
+                raise SystemExit(2 if place[0] else 1)
+            if not all(self._exchange(Path(place).is_dir())):
+                raise InputError(f"{place!r} is not seen by every process: --out must be a folder of all machines")
+            write_shards(Path(place), model, optimizer)
+            if folder:
+                write_counters(folder, progress, metrics_length)
 
-        if self.writes_files:
-            store.save(progress.step, write)
-            return
-        folder = Path(self._exchange(None)[0])
         with self.together():
-            if not folder.is_dir():
-                raise InputError(f"the folder {str(folder)!r} is not seen: --out must be a folder of all machines")
-            write_shards(folder, model, optimizer)
+            if self.writes_files:
+                store.save(progress.step, fill)
+            else:
+                fill(None)
 
     def load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, int]:
         return read_sharded_snapshot(folder, model, optimizer, alone=False)
@@ -344,7 +356,7 @@ class FullySharded(_Group):
         if not self.writes_files:
             return None
         with torch.device("meta"):
-            gathered = SeqmixForCausalLM(model.config)
+            gathered = SeqmixForCausalLM(model.config)  # type: ignore[arg-type]
         gathered.load_state_dict(tensors, strict=False, assign=True)
         gathered.tie_weights()
         return gathered
