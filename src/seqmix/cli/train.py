@@ -27,6 +27,7 @@ def train(
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. [float32]")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,  # noqa: A002 - the flag's name
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if there is one.")] = None,
+    parallel: Annotated[str | None, typer.Option(help="Under torchrun: ddp, or fsdp for shards. [ddp]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's choice.")] = None,
     init_from: Annotated[str | None, typer.Option(help="A finished run whose weights are the start.")] = None,
     evaluate_every: Annotated[
@@ -43,7 +44,8 @@ def train(
     """Trains one model on your data and leaves a run folder: weights, tokenizer, metrics and checkpoints.
 
     Settings come from the command line, then --set, then --config. Ctrl-C stops with a checkpoint, and
-    --resume goes on from it (the folder holds the settings, so --out is enough).
+    --resume goes on from it (the folder holds the settings, so --out is enough). Many GPUs and machines:
+    torchrun --nproc-per-node gpu -m seqmix train, with the same options.
 
     Example: seqmix train --data python-stdlib --model convsamba --params 300k --tokens 1M --out runs/first
     """
@@ -64,6 +66,7 @@ def train(
         "precision": precision,
         "compile": compile or None,
         "device": device,
+        "parallel": parallel,
         "threads": threads,
         "init_from": init_from,
         "evaluate_every": evaluate_every,
@@ -74,6 +77,7 @@ def train(
     from seqmix.cli.output import human_number, human_seconds, print_json, progress
     from seqmix.training import RunFolder, gather_values, lay_over, settings_from
     from seqmix.training import train as run_training
+    from seqmix.training.distributed import Place
 
     values = gather_values(
         config, assignments or [], {name: value for name, value in given.items() if value is not None}
@@ -81,6 +85,9 @@ def train(
     if resume and values.get("out") and (started := RunFolder(values["out"])).is_started:
         values = lay_over(started.read_settings()["settings"], values)
     settings = settings_from(values)
+
+    if Place.from_environment().rank > 0:
+        return 0 if run_training(settings, resume=resume).status == "finished" else 130
 
     share = 0.0
     with progress(f"training {settings.model}") as bar:

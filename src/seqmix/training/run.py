@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from seqmix.data import Corpus, load_corpus
 from seqmix.errors import InputError
 from seqmix.models import SeqmixConfig, SeqmixForCausalLM, create_model, preset
 from seqmix.training.board import require_tensorboard
+from seqmix.training.distributed import join_processes, own_device
 from seqmix.training.environment import describe_environment
 from seqmix.training.loop import Training
 from seqmix.training.memory import PeakMemory, memory_errors
-from seqmix.training.processes import OneProcess, Processes
+from seqmix.training.processes import Processes
 from seqmix.training.progress import Reporter
 from seqmix.training.random_state import seed_everything
 from seqmix.training.run_folder import RunFolder, open_run
@@ -77,34 +78,39 @@ def train(
         reporter: is told how it goes, a few times a second.
         message: is told what the user should know; None writes it to stderr.
         show: is told what goes on beside the steps: reading the data, evaluating.
-        processes: who else trains the same model; None is nobody.
+        processes: who trains the same model together; None is those that torchrun started, or this one alone. All
+            of them call this; messages, progress and files are the first one's.
 
     Raises:
         InputError: settings, data or the folder cannot be used.
         SeqmixError: the loss went wrong, or memory or the disk ran out. The last checkpoint stays.
     """
-    say = _to_stderr if message is None else message
-    processes = OneProcess() if processes is None else processes
-    device = choose_device(settings.device)
-    if settings.tensorboard:
-        require_tensorboard()
+    device = own_device(choose_device(settings.device))
     with (
-        open_run(settings, resume=resume) as run,
+        join_processes(settings, device) if processes is None else nullcontext(processes) as group,
+        _open(settings, resume, group) as run,
         _threads(settings.threads),
         memory_errors(settings.batch_size, settings.context),
     ):
-        if run.is_finished:
+        is_first = group.writes_files
+        say = _nothing if not is_first else _to_stderr if message is None else message
+        is_finished, is_started = group.agree(is_first and run.is_finished, is_first and run.is_started)
+        if is_finished:
             say(f"the run in {str(run.path)!r} is finished already")
             return TrainResult(**{**run.read_result()["result"], "folder": str(run.path)})
+        is_going_on = resume and bool(is_started)
         seed_everything(settings.seed)
-        corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer, progress=show)
-        is_going_on = resume and run.is_started
-        stored = run.read_settings() if is_going_on else None
-        if stored is not None:
-            _check_same(stored, run, corpus, device, say)
+        with group.together(), group.in_turn():
+            corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer, progress=show)
+            stored = run.read_settings() if is_going_on else None
+            if stored is not None:
+                _check_same(stored, run, corpus, device, group.count, say)
         memory = PeakMemory(device)
-        model = _make_model(settings, corpus, stored)
-        nn.Module.to(model, device)
+        model = group.build(
+            lambda: _create_model(settings, corpus, stored),
+            lambda model: _start_from(settings.init_from, model),
+            device,
+        )
         training = Training(
             settings=settings,
             model=model,
@@ -112,17 +118,32 @@ def train(
             run_folder=run,
             device=device,
             peak_rate=_peak_rate(settings, model) if stored is None else stored["learning_rate"],
-            processes=processes,
+            processes=group,
             memory=memory,
-            reporter=reporter,
+            reporter=reporter if is_first else None,
             message=say,
             show=show or _nothing,
         )
-        if not is_going_on and processes.writes_files:
+        if not is_going_on and is_first:
             if resume:
                 say(f"there is no run in {str(run.path)!r} yet: starting at step 0")
             run.write_settings(_describe(settings, corpus, training))
         return _carry_out(training, resume=is_going_on)
+
+
+@contextmanager
+def _open(settings: TrainSettings, resume: bool, processes: Processes) -> Iterator[RunFolder]:
+    """The run folder, opened by the process that writes to it."""
+    with ExitStack() as stack:
+        with processes.together():
+            if settings.tensorboard:
+                require_tensorboard()
+            run = (
+                stack.enter_context(open_run(settings, resume=resume))
+                if processes.writes_files
+                else RunFolder(settings.out)
+            )
+        yield run
 
 
 def _carry_out(training: Training, *, resume: bool) -> TrainResult:
@@ -159,21 +180,24 @@ def _carry_out(training: Training, *, resume: bool) -> TrainResult:
         result = dataclasses.replace(
             result, status="finished", bits_per_byte=last.bits_per_byte, best_bits_per_byte=progress.best
         )
-        if training.metrics is not None:
+        model = training.processes.whole(training.model)
+        if model is not None and training.metrics is not None:
             training.metrics.sync()
-            run.finish(lambda folder: _save_model(training, folder), {"result": result.to_dict()})
+            run.finish(
+                lambda folder: _save_model(model, training.corpus.tokenizer, folder), {"result": result.to_dict()}
+            )
         return result
 
 
-def _save_model(training: Training, folder: Path) -> None:
+def _save_model(model: SeqmixForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     shows_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        training.model.save_pretrained(folder)
+        model.save_pretrained(folder)
     finally:
         if shows_bars:
             transformers_logging.enable_progress_bar()
-    training.corpus.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -191,18 +215,10 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _make_model(settings: TrainSettings, corpus: Corpus, stored: dict[str, Any] | None) -> SeqmixForCausalLM:
+def _create_model(settings: TrainSettings, corpus: Corpus, stored: dict[str, Any] | None) -> SeqmixForCausalLM:
     """A new model, or the one that settings.json describes: a preset may change from one version to the next."""
     if stored is not None:
-        model = SeqmixForCausalLM(SeqmixConfig.from_dict(stored["model"]["config"]))
-    else:
-        model = _create_model(settings, corpus)
-    if settings.init_from is not None:
-        load_weights(model, read_run_weights(Path(settings.init_from)), f"the run {settings.init_from!r}")
-    return model
-
-
-def _create_model(settings: TrainSettings, corpus: Corpus) -> SeqmixForCausalLM:
+        return SeqmixForCausalLM(SeqmixConfig.from_dict(stored["model"]["config"]))
     return create_model(
         settings.model,
         vocab_size=corpus.vocab_size,
@@ -210,6 +226,11 @@ def _create_model(settings: TrainSettings, corpus: Corpus) -> SeqmixForCausalLM:
         context=settings.context,
         **settings.options,
     )
+
+
+def _start_from(folder: str | None, model: SeqmixForCausalLM) -> None:
+    if folder is not None:
+        load_weights(model, read_run_weights(Path(folder)), f"the run {folder!r}")
 
 
 def _peak_rate(settings: TrainSettings, model: SeqmixForCausalLM) -> float:
@@ -223,6 +244,7 @@ def _describe(settings: TrainSettings, corpus: Corpus, training: Training) -> di
     return {
         "settings": settings.to_dict(),
         "environment": describe_environment(training.device),
+        "processes": training.processes.count,
         "corpus": {
             "name": corpus.name,
             "fingerprint": corpus.fingerprint,
@@ -240,7 +262,7 @@ def _describe(settings: TrainSettings, corpus: Corpus, training: Training) -> di
 
 
 def _check_same(
-    stored: dict[str, Any], run: RunFolder, corpus: Corpus, device: torch.device, say: Callable[[str], None]
+    stored: dict[str, Any], run: RunFolder, corpus: Corpus, device: torch.device, count: int, say: Callable[[str], None]
 ) -> None:
     """Refuses to go on with other data; other software or hardware only changes the last digits, and is said."""
     if stored["corpus"]["fingerprint"] != corpus.fingerprint:
@@ -252,6 +274,7 @@ def _check_same(
     pairs = {
         "torch": (before["versions"]["torch"], now["versions"]["torch"]),
         "threads": (before["threads"], now["threads"]),
+        "processes": (stored.get("processes", 1), count),
         "device": (before["hardware"]["device"], now["hardware"]["device"]),
     }
     for name, (old, new) in pairs.items():
