@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from broken_mixers import BROKEN, VACUOUS, LooksAhead, MatrixOfAnotherScale, _Attending, _Banded, _Gated
+from broken_answers import LooksAhead, MatrixOfAnotherScale
+from broken_mixers import BROKEN
+from good_mixers import Attending, Banded, Gated
+from vacuous_mixers import VACUOUS
 
 from seqmix.conformance import CHECKS, CheckResult, check_mixer, parametrize_with_checks, run_checks, summarize
 from seqmix.errors import InputError
@@ -24,7 +27,7 @@ def failures(results: Sequence[CheckResult]) -> dict[str, str]:
     return {result.check: result.message for result in results if result.status != "passed"}
 
 
-@pytest.mark.parametrize("good", [_Gated, _Banded, _Attending])
+@pytest.mark.parametrize("good", [Gated, Banded, Attending])
 def test_what_the_broken_mixers_are_made_from_passes(good: type[Mixer]) -> None:
     assert failures(check_mixer(good)) == {}
 

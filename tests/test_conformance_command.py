@@ -11,7 +11,7 @@ import pytest
 
 from seqmix.cli.main import main
 
-BROKEN = Path(__file__).with_name("broken_mixers.py")
+BROKEN = Path(__file__).with_name("broken_answers.py")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -38,12 +38,15 @@ def _find(name: str) -> type[Mixer]:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}: give the path of a Python file and a class, file.py:Class")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"checked_{path.stem}"
+    specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
         raise InputError(f"{str(path)!r} cannot be imported: give a Python file, file.py:Class")
     module = importlib.util.module_from_spec(specification)
     # Dataclasses look their own module up by its name while they are made.
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
+    # As for a script, the files beside it can be imported.
+    sys.path.insert(0, str(path.parent.resolve()))
     try:
         specification.loader.exec_module(module)
     except Exception as error:
