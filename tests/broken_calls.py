@@ -249,10 +249,16 @@ class RandomScaleOutsideTheStateDict(Gated):
 class ResetForgetsAParameter(Gated):
     """Drawing parameters anew leaves one as it was."""
 
+    is_built = False
+
+    def __init__(self, dim: int, config: Any = None) -> None:
+        super().__init__(dim, config)
+        self.is_built = True
+
     def reset_parameters(self) -> None:
         weight = self.weight.detach().clone()
         super().reset_parameters()
-        if torch.isnan(weight).any():
+        if self.is_built:
             with torch.no_grad():
                 self.weight.copy_(weight)
 
