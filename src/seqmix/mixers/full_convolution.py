@@ -161,7 +161,7 @@ class Conv(Mixer):
         before = cast(FullConvState, start)
         placement = place(x, state, document_ids)
         recent = unroll(before.past, before.position, group)
-        past = roll(newest(recent, x), placement.position, group)
+        past = roll(newest(recent, x, group), placement.position, group)
         after = FullConvState(placement.position, placement.document, past)
         return Mixed(self._convolve(x, recent, right, placement), after)
 

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from seqmix.kernels.depthwise_conv import grouped, reference
-from seqmix.kernels.depthwise_conv.channels import Dilations, group_channels, newest, ring_of, roll, unroll
+from seqmix.kernels.depthwise_conv.channels import (
+    Dilations,
+    group_channels,
+    newest,
+    ring_of,
+    roll,
+    roll_together,
+    unroll,
+)
 from seqmix.kernels.documents import Placement, place_piece
 
 IMPLEMENTATIONS = {"reference": reference.convolve, "torch": grouped.convolve}
@@ -95,7 +103,6 @@ def depthwise_conv(
     if state is not None and not causal:
         raise ValueError("a non-causal convolution takes no state: give the whole sequence at once")
     dilations = group_channels(dilation, x.shape[2], weight.shape[1])
-    before = empty_state(dilations, len(x), x.device, x.dtype) if state is None else state
     placement = place_piece(
         x.shape[0],
         x.shape[1],
@@ -111,10 +118,14 @@ def depthwise_conv(
     outputs, rings = [], []
     for group in dilations.groups:
         part = x[:, :, group.first : group.last]
-        recent = unroll(before.past, before.position, group)
+        recent = None if state is None else unroll(state.past, state.position, group)
         outputs.append(convolve(part, weight[group.first : group.last], group, recent, placement, causal))
         if causal:
-            rings.append(roll(newest(recent, part), placement.position, group))
+            latest = newest(recent, part, group)
+            if state is None and document_ids is None:
+                rings.append(roll_together(latest, x.shape[1], group))
+            else:
+                rings.append(roll(latest, placement.position, group))
     y = torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
     if dilations.order is not None:
         y = y[:, :, order.argsort()]

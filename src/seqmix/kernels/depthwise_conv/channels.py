@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Group(NamedTuple):
@@ -94,9 +95,14 @@ def unroll(past: Tensor, position: Tensor, group: Group) -> Tensor:
     return ring.gather(1, slots[:, :, None].expand(-1, -1, group.width))
 
 
-def newest(recent: Tensor, part: Tensor) -> Tensor:
-    """The last L inputs in order of time, (batch, L, width), once `part` (batch, time, width) follows `recent`."""
-    tail = part[:, max(0, part.shape[1] - recent.shape[1]) :]
+def newest(recent: Tensor | None, part: Tensor, group: Group) -> Tensor:
+    """The last L inputs in order of time, (batch, L, width), once `part` (batch, time, width) follows `recent`.
+
+    Without `recent` there was nothing before: zeros.
+    """
+    tail = part[:, max(0, part.shape[1] - group.length) :]
+    if recent is None:
+        return F.pad(tail, (0, 0, group.length - tail.shape[1], 0))
     return torch.cat([recent, tail], dim=1)[:, tail.shape[1] :]
 
 
@@ -112,3 +118,8 @@ def roll(recent: Tensor, position: Tensor, group: Group) -> Tensor:
     recent = torch.where(in_document[:, :, None], recent, recent.new_zeros(()))
     slots = (steps - position[:, None]) % group.length
     return recent.gather(1, slots[:, :, None].expand(-1, -1, group.width)).flatten(1)
+
+
+def roll_together(recent: Tensor, position: int, group: Group) -> Tensor:
+    """As `roll` for rows that all stand at one position, with zeros for what was before the document: two copies."""
+    return recent.roll(position % max(1, group.length), dims=1).flatten(1)

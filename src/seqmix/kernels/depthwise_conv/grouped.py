@@ -52,26 +52,26 @@ class _PaddedConv(torch.autograd.Function):
 
 
 def convolve(
-    x_BTD: Tensor, weight_DK: Tensor, group: Group, past_BLD: Tensor, placement: Placement, causal: bool
+    x_BTD: Tensor, weight_DK: Tensor, group: Group, past_BLD: Tensor | None, placement: Placement, causal: bool
 ) -> Tensor:
-    """The convolution of the channels of one group, without bias; past is in order of time."""
+    """The convolution of the channels of one group, without bias; past in order of time, None before a first piece."""
     if placement.packed:
         return _convolve_packed(x_BTD, weight_DK, group, past_BLD, placement, causal)
     return _convolve_rows(x_BTD, weight_DK, group, past_BLD, causal)
 
 
-def _convolve_rows(x_BTD: Tensor, weight_DK: Tensor, group: Group, past_BLD: Tensor, causal: bool) -> Tensor:
+def _convolve_rows(x_BTD: Tensor, weight_DK: Tensor, group: Group, past_BLD: Tensor | None, causal: bool) -> Tensor:
     x_BDT = x_BTD.transpose(1, 2)
-    if causal:
-        padded = torch.cat([past_BLD.transpose(1, 2), x_BDT], dim=2)
+    if past_BLD is not None:
+        padded = torch.cat([past_BLD, x_BTD], dim=1).transpose(1, 2).contiguous()
     else:
-        left = group.length // 2
-        padded = F.pad(x_BDT, (left, group.length - left))
-    return _PaddedConv.apply(padded.contiguous(), weight_DK, group.dilation).transpose(1, 2)
+        left = group.length if causal else group.length // 2
+        padded = F.pad(x_BDT.contiguous(), (left, group.length - left))
+    return _PaddedConv.apply(padded, weight_DK, group.dilation).transpose(1, 2)
 
 
 def _convolve_packed(
-    x_BTD: Tensor, weight_DK: Tensor, group: Group, past_BLD: Tensor, placement: Placement, causal: bool
+    x_BTD: Tensor, weight_DK: Tensor, group: Group, past_BLD: Tensor | None, placement: Placement, causal: bool
 ) -> Tensor:
     """Gives every document of a row a row of its own, zero elsewhere, and adds the results up."""
     runs = placement.runs
@@ -80,6 +80,6 @@ def _convolve_packed(
     first_of_row = counts.cumsum(0) - counts
     run = torch.arange(len(row), device=runs.device) - first_of_row[row] + runs[row, 0]
     inside = (runs[row] == run[:, None])[:, :, None].to(x_BTD.dtype)
-    continues = (run == 0)[:, None, None].to(x_BTD.dtype)
-    y = _convolve_rows(x_BTD[row] * inside, weight_DK, group, past_BLD[row] * continues, causal) * inside
+    past = None if past_BLD is None else past_BLD[row] * (run == 0)[:, None, None].to(x_BTD.dtype)
+    y = _convolve_rows(x_BTD[row] * inside, weight_DK, group, past, causal) * inside
     return torch.zeros_like(x_BTD).index_add(0, row, y)

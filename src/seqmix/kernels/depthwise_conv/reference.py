@@ -18,12 +18,12 @@ from seqmix.kernels.documents import Placement
 
 
 def convolve(
-    x_BTD: Tensor, weight_DK: Tensor, group: Group, past_BLD: Tensor, placement: Placement, causal: bool
+    x_BTD: Tensor, weight_DK: Tensor, group: Group, past_BLD: Tensor | None, placement: Placement, causal: bool
 ) -> Tensor:
-    """The convolution of the channels of one group, without bias; past is in order of time."""
+    """The convolution of the channels of one group, without bias; past in order of time, None before a first piece."""
     time, kernel = x_BTD.shape[1], weight_DK.shape[1]
     left = group.length if causal else group.length // 2
-    behind = past_BLD if causal else x_BTD.new_zeros(x_BTD.shape[0], left, x_BTD.shape[2])
+    behind = x_BTD.new_zeros(x_BTD.shape[0], left, x_BTD.shape[2]) if past_BLD is None else past_BLD
     ahead = x_BTD.new_zeros(x_BTD.shape[0], group.length - left, x_BTD.shape[2])
     padded = torch.cat([behind, x_BTD, ahead], dim=1)
     last_BT = _last_positions(placement)
