@@ -113,6 +113,24 @@ def test_total_money_flips_where_the_arithmetic_says(results: Results) -> None:
     assert total(a, 1.1 * at) > total(b, 1.1 * at)
 
 
+def test_noise_between_two_lines_is_one_crossing(results: Results) -> None:
+    for contender in results["contenders"]:
+        noisy = {"transformer": (1, 3, 1, 3), "gated_conv": (2, 2, 2, 2)}.get(contender["model"])
+        if noisy:
+            prices = {"128": noisy[0], "256": noisy[1], "512": noisy[2], "1024": noisy[3]}
+            contender["decode_money_per_million_tokens"] = {context: float(price) for context, price in prices.items()}
+    again(results)
+    (found,) = [
+        one
+        for one in results["crossovers"]
+        if {one["a"], one["b"]} == {"transformer", "gated_conv"}
+        and one["quantity"] == "decode_money_per_million_tokens"
+    ]
+    assert (found["a"], found["b"]) == ("transformer", "gated_conv")
+    assert 128 < found["at"] < 1024
+    assert "too noisy to tell where" in found["text"]
+
+
 def test_tables_fit_a_hundred_columns(results: Results) -> None:
     stream = io.StringIO()
     print_results(results, Console(file=stream, width=200, color_system=None))

@@ -98,6 +98,7 @@ def begin(
             "train_tokens": len(corpus.train),
             "valid_bytes": corpus.valid_bytes,
             "valid_tokens": len(corpus.valid),
+            "notes": list(corpus.notes),
             "evaluated_tokens": min(settings.evaluate_tokens or len(corpus.valid), len(corpus.valid) - 1),
         },
         "plans": [dataclasses.asdict(plan) for plan in plans],
@@ -109,7 +110,7 @@ def begin(
         "comparisons": [],
         "crossovers": [],
         "verdict": [],
-        "notes": list(corpus.notes),
+        "notes": [],
     }
     results["matched"] = matched(settings, plans, results)
     return results

@@ -25,6 +25,7 @@ from seqmix.errors import InputError, SeqmixError
 
 _PRELOAD = ["seqmix.compare.tasks"]
 _STOP_SECONDS = 120.0
+_WAIT_POLICY = "OMP_WAIT_POLICY"
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -71,9 +72,7 @@ def run_apart(task: str, argument: dict[str, Any], log: Path, on_report: Report)
 
 def prepare() -> None:
     """Starts the server of processes, so that its imports run beside what the caller does next."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        _context()
-        forkserver.ensure_running()
+    _context()
 
 
 def _context() -> Any:
@@ -81,6 +80,15 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
+    given = os.environ.get(_WAIT_POLICY)
+    # OpenMP's threads spin while they wait for each other. Where something else wants the cores too, that makes
+    # training ten times slower; the variable is read when torch is imported.
+    os.environ.setdefault(_WAIT_POLICY, "passive")
+    try:
+        forkserver.ensure_running()
+    finally:
+        if given is None:
+            del os.environ[_WAIT_POLICY]
     return context
 
 

@@ -182,7 +182,7 @@ class Trial(TypedDict):
 
 
 class CorpusSummary(TypedDict):
-    """The text: sizes of the two parts, and the share of the held-out part that was evaluated."""
+    """The text: sizes of the two parts, what was evaluated of the held-out one, and what was noticed in reading."""
 
     name: str
     fingerprint: str
@@ -193,6 +193,7 @@ class CorpusSummary(TypedDict):
     valid_bytes: int
     valid_tokens: int
     evaluated_tokens: int | None
+    notes: list[str]
 
 
 class Environment(TypedDict):

@@ -54,6 +54,8 @@ def run_comparison(settings: CompareSettings, out: str | os.PathLike[str], displ
     folder = Path(out)
     results = stored_results(folder, settings)
     if results is not None and results["status"] == "finished":
+        if not (folder / REPORT_NAME).exists():
+            write_page(results, folder, display)
         return results
     device = choose_device(settings.device)
     charged = choose_prices(settings, device)
@@ -95,6 +97,17 @@ def decode_seconds(settings: CompareSettings, configs: Sequence[SeqmixConfig]) -
         return run_apart("time_decoding", argument, Path(scratch) / "log.txt", lambda report: None)["seconds"]
 
 
+def write_page(results: Results, folder: Path, display: Display) -> None:
+    """Writes report.html; where that fails, the results are kept and the reason is shown."""
+    from seqmix.compare.report import write_report
+
+    display.update(1.0, label="writing the report")
+    try:
+        write_report(results, folder / REPORT_NAME)
+    except SeqmixError as error:
+        display.message(f"there is no report: {error}; the same command writes it then")
+
+
 class Comparison:
     """The part of a comparison that writes: it carries out what `results` says is still open."""
 
@@ -124,7 +137,7 @@ class Comparison:
             self.save("interrupted")
             raise
         self._conclude("finished")
-        self._report()
+        write_page(self.results, self.folder, self.display)
 
     def save(self, status: Status) -> None:
         """Writes results.json."""
@@ -262,14 +275,6 @@ class Comparison:
         summarize(results, [*formula, *served_tokens_crossover(self.settings, results)])
         results["verdict"] = verdict(results)
         self.save(status)
-
-    def _report(self) -> None:
-        """Writes report.html."""
-        self.display.update(1.0, label="writing the report")
-        # It needs plotly, which nothing else here does.
-        from seqmix.compare.report import write_report
-
-        write_report(self.results, self.folder / REPORT_NAME)
 
 
 @contextlib.contextmanager

@@ -137,7 +137,10 @@ def crossovers_measured(results: Results) -> list[Crossover]:
         lines = {model: _money_line(results, model, quantity) for model in model_names(results)}
         for a, b in combinations([model for model, line in lines.items() if line], 2):
             crossings = measured_crossings(lines[a], lines[b])
-            found += [crossover(quantity, "context", "measured", a, b, crossing) for crossing in crossings]
+            if len(crossings) == 1:
+                found.append(crossover(quantity, "context", "measured", a, b, crossings[0]))
+            elif len(crossings) % 2:
+                found.append(_noisy_crossover(quantity, a, b, crossings))
     return found + _total_money_crossovers(results)
 
 
@@ -147,6 +150,17 @@ def _money_line(results: Results, model: str, quantity: str) -> dict[int, float]
     speeds = by_context(results, model, "prefill_tokens_per_second")
     per_second = results["prices"]["per_hour"] / 3600
     return {context: 1e6 * per_second / speed for context, speed in speeds.items() if speed}
+
+
+def _noisy_crossover(quantity: str, a: str, b: str, crossings: list[Crossing]) -> Crossover:
+    """One crossing for several: costs that grow by context cross once, so what is between is noise."""
+    first, last = crossings[0].at, crossings[-1].at
+    middle = Crossing(at=(first * last) ** 0.5, first_is_lower_before=crossings[0].first_is_lower_before)
+    found = crossover(quantity, "context", "measured", a, b, middle)
+    low, high = (units.count(float(f"{place:.2g}")) for place in (first, last))
+    what = f"{found['b']} {ADVANTAGES[quantity]} than {found['a']}"
+    found["text"] = f"{what} from a context between {low} and {high} on; the measurement is too noisy to tell where."
+    return found
 
 
 def crossover(quantity: str, axis: str, source: str, a: str, b: str, crossing: Crossing) -> Crossover:

@@ -10,6 +10,10 @@ CLOSE = 1.05
 """Costs within this factor of the lowest are called equal to it."""
 
 
+_TOLD = ("decode_money_per_million_tokens", "total_money", "bits_per_byte_at_equal_total")
+"""The crossings that the verdict tells of the best model; the others stand in `crossovers` alone."""
+
+
 def verdict(results: Results) -> list[str]:
     """The sentences, the most important first."""
     models = [model for model in model_names(results) if finished(results, model)]
@@ -122,7 +126,7 @@ def _crossing(results: Results, models: list[str]) -> list[str]:
     others = [
         crossing
         for crossing in results["crossovers"]
-        if crossing["quantity"] != "state_bytes" and best in (crossing["a"], crossing["b"])
+        if crossing["quantity"] in _TOLD and best in (crossing["a"], crossing["b"])
     ]
     return [crossing["text"] for crossing in others] + _state(state)
 
