@@ -117,7 +117,7 @@ def test_what_follows_is_derived(finished: tuple[Path, Results, Watcher]) -> Non
     assert comparison["low"] is not None
     assert comparison["low"] < comparison["difference"] < comparison["high"]  # type: ignore[operator]
     assert any(crossover["quantity"] == "state_bytes" for crossover in results["crossovers"])
-    assert results["verdict"][0].startswith("At 20.0k parameters and a budget of tokens=3k, ")
+    assert results["verdict"][0].startswith("At equal parameters (20.0k) and a budget of tokens=3k, ")
     assert results["command"].startswith("seqmix compare --data ")
     assert results["environment"]["threads"] == 1
 

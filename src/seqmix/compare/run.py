@@ -261,9 +261,9 @@ class Comparison:
                     context: 1e6 / rate * per_second for context, rate in speed["decode_tokens_per_second"].items()
                 }
         for model, speed in measured.items():
-            for reason in dict.fromkeys(speed["left_out"].values()):
-                contexts = units.listed([context for context, why in speed["left_out"].items() if why == reason])
-                self._note(f"The speed of {model} was not measured at context {contexts}: {reason}.")
+            for context, reason in list(speed["left_out"].items())[:1]:
+                place = units.count(int(context))
+                self._note(f"The speed of {model} was not measured from context {place} on: {reason}.")
 
     def _conclude(self, status: Status) -> None:
         """Derives everything that follows from the contenders so far, and writes it."""

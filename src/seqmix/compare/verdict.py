@@ -71,10 +71,10 @@ def _pair(pair: Comparison) -> str:
 
 def _condition(results: Results) -> str:
     matched = results["matched"]
-    target = "equal" if matched["target"] is None else units.number(matched["target"])
-    unit = f" {matched['unit']}" if matched["unit"] else ""
-    budget = results["settings"]["budget"]
-    return f"{target}{unit} {matched['quantity']} and a budget of {budget}".replace("  ", " ")
+    target = ""
+    if matched["target"] is not None:
+        target = f" ({units.number(matched['target'])} {matched['unit']}".rstrip() + ")"
+    return f"equal {matched['quantity']}{target} and a budget of {results['settings']['budget']}"
 
 
 def _training(results: Results, models: list[str]) -> list[str]:
