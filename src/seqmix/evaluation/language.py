@@ -11,11 +11,12 @@ Where only a part of the targets is read, its bytes and words are taken as the s
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +39,21 @@ _BINS_PER_OCTAVE = 8
 
 Show = Callable[[float], None]
 """Is told the share that is done, 0 to 1."""
+
+
+class Part(Protocol):
+    """One of several processes that score a text together, batch by batch in turn."""
+
+    @property
+    def rank(self) -> int:
+        """Its number, from 0."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes of a float64 CPU tensor."""
 
 
 class LossByPosition(NamedTuple):
@@ -100,6 +116,7 @@ def evaluate(
     device: torch.device | str | None = None,
     max_tokens: int | None = None,
     show: Show | None = None,
+    part: Part | None = None,
 ) -> Evaluation:
     """Scores the held-out part in rows of `context` tokens; the result does not depend on the batch size.
 
@@ -109,6 +126,7 @@ def evaluate(
         device: where the model is; None asks its parameters.
         max_tokens: read only about as many targets, in rows spread evenly over the part.
         show: is told the share that is done.
+        part: the processes that share the work; all of them get the result. None is this one alone.
 
     Raises:
         InputError: no text, or sizes below 1.
@@ -118,16 +136,40 @@ def evaluate(
     targets = len(store) - 1
     if max_tokens is not None:
         targets = min(targets, max(context, max_tokens // context * context))
-    sums = LossSums(expected=targets, show=show)
+    rank, count = (0, 1) if part is None else (part.rank, part.count)
+    sums = LossSums(expected=targets, show=None if show is None else lambda share: show(min(1.0, share * count)))
+    batches = held_out_rows(store, context, rows if batch_size > 0 else batch_size, max_tokens=max_tokens)
     with evaluating(model):
-        for batch in held_out_rows(store, context, rows if batch_size > 0 else batch_size, max_tokens=max_tokens):
+        for batch, order in _own_batches(batches, rank, count):
             logits = model(
                 input_ids=batch.input_ids.to(device),
                 document_ids=None if batch.document_ids is None else batch.document_ids.to(device),
                 use_cache=False,
             ).logits
-            sums.add(token_losses(logits, batch.targets.to(device)), batch.targets, _offsets(batch))
+            sums.add(token_losses(logits, batch.targets.to(device)), batch.targets, _offsets(batch), order)
+    if part is not None:
+        sums.combine(part)
     return sums.result(store)
+
+
+def _own_batches(batches: Iterable[Batch], rank: int, count: int) -> Iterator[tuple[Batch, Tensor]]:
+    """The batches of one process, and the place of each target in the text.
+
+    All processes get equally many, since a model in shards needs all of them for each batch: where they do not go
+    round, the first is given again without its targets.
+    """
+    first, remaining = 0, iter(batches)
+    while group := list(itertools.islice(remaining, count)):
+        orders = []
+        for batch in group:
+            scored = (batch.targets != IGNORED).flatten().cumsum(0)
+            orders.append((first + scored - 1).view(batch.targets.shape))
+            first += int(scored[-1])
+        if rank < len(group):
+            yield group[rank], orders[rank]
+        else:
+            again = group[0]
+            yield Batch(again.input_ids, torch.full_like(again.targets, IGNORED), again.document_ids), orders[0]
 
 
 @contextmanager
@@ -209,6 +251,20 @@ class LossSums:
         self.tokens += len(values)
         if self._show is not None:
             self._show(min(1.0, self.tokens / self._expected))
+
+    def combine(self, part: Part) -> None:
+        """Adds up what all processes have."""
+        for values in (
+            self._block_sums,
+            self._block_counts,
+            self._exact_sums,
+            self._exact_counts,
+            self._bin_sums,
+            self._bin_positions,
+            self._bin_counts,
+        ):
+            values[...] = part.sum(torch.from_numpy(values).double()).numpy()
+        self.tokens = int(self._block_counts.sum())
 
     def result(self, store: TokenStore) -> Evaluation:
         """The measurements; `store` is the part that the targets came from.

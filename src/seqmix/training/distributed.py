@@ -137,6 +137,7 @@ class _Group:
         self.place = place
         self.device = device
         self.precision = precision
+        self.rank = place.rank
         self.count = place.count
         self.writes_files = place.rank == 0
         self._control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
@@ -184,12 +185,17 @@ class _Group:
 
     def rows(self, first: int, count: int) -> tuple[int, int]:
         part = count // self.count
-        return first + self.place.rank * part, part
+        return first + self.rank * part, part
 
     def mean(self, value: Tensor) -> Tensor:
         total = value.detach().clone()
         dist.all_reduce(total)
         return total / self.count
+
+    def sum(self, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total, group=self._control)
+        return total
 
     def agree(self, *values: float) -> tuple[float, ...]:
         greatest = torch.tensor([float(value) for value in values], dtype=torch.float64)
@@ -225,7 +231,8 @@ class DataParallel(_Group):
 
     def wrap(self, model: SeqmixForCausalLM) -> nn.Module:
         # The constructor copies the first process's weights to the others.
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         assert isinstance(module, DistributedDataParallel)

@@ -288,6 +288,7 @@ class Training:
                 device=self.device,
                 max_tokens=max_tokens,
                 show=show,
+                part=self.processes,
             )
         if not (final and self.final_reads_more):
             best = self.progress.best

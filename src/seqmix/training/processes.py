@@ -28,6 +28,10 @@ class Processes(Protocol):
         """How many there are."""
 
     @property
+    def rank(self) -> int:
+        """The number of this one, from 0."""
+
+    @property
     def writes_files(self) -> bool:
         """Whether this process writes metrics, results and messages; exactly one does."""
 
@@ -67,6 +71,9 @@ class Processes(Protocol):
     def clip(self, parameters: Iterable[Tensor], limit: float | None) -> Tensor:
         """Scales the gradients of all parameters so that their norm is at most `limit`; returns the norm before."""
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes of a CPU tensor."""
+
     def agree(self, *values: float) -> tuple[float, ...]:
         """The greatest of each value over all processes, so that a clock or a signal decides the same everywhere."""
 
@@ -93,6 +100,7 @@ class Processes(Protocol):
 class OneProcess:
     """A single process: it reads all rows, writes all files, and agrees with itself."""
 
+    rank = 0
     count = 1
     writes_files = True
 
@@ -131,6 +139,9 @@ class OneProcess:
     def clip(self, parameters: Iterable[Tensor], limit: float | None) -> Tensor:
         # With an infinite limit the gradients are measured and multiplied by one.
         return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
 
     def agree(self, *values: float) -> tuple[float, ...]:
         return values
