@@ -330,6 +330,12 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
                 reached |= earlier << lag
         return reached.bit_count()
 
+    def to_huggingface(self) -> PreTrainedModel:
+        """The Hugging Face model (Llama or Mamba-2) with these weights; see `seqmix.models.convert`."""
+        from seqmix.models.convert import to_huggingface
+
+        return to_huggingface(self)
+
     def path_length(self, distance: int) -> int | None:
         """The fewest layers through which a token `distance` positions back can reach the output; None if it cannot."""
         spans = sorted((block.mixer.receptive_field or distance + 1 for block in self.model.layers), reverse=True)
