@@ -16,9 +16,10 @@ from pathlib import Path
 
 from seqmix.compare.crossings import formula_crossings
 from seqmix.compare.prices import prices
-from seqmix.compare.results import FORMAT, Contender, Results, Trial, new_contender, write_json
+from seqmix.compare.results import FORMAT, Contender, Results, Trial, new_contender
 from seqmix.compare.summary import crossover, summarize
 from seqmix.compare.verdict import verdict
+from seqmix.training.durable import write_json
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 PER_HOUR = 0.1

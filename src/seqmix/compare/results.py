@@ -7,12 +7,11 @@ and None in what is not known. Contexts are keys in words ("128") because JSON h
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from seqmix.errors import InputError, SeqmixError
+from seqmix.errors import InputError
+from seqmix.training.durable import write_json
 
 FORMAT = 1
 """Raised when a reader of the old form would misread the new one."""
@@ -272,25 +271,6 @@ def new_contender(model: str, seed: int, folder: str) -> Contender:
         "gradient_norm_by_depth": [],
         "matrix_images": [],
     }
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Writes JSON so that the file is the old or the new one at every moment, never a part."""
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise SeqmixError(f"{path} cannot be written ({error.strerror}): free space or choose another --out") from error
 
 
 def read_json(path: Path) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 import string
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from seqmix.compare.report import tables
 from seqmix.compare.results import Results
 from seqmix.errors import SeqmixError
+from seqmix.training.durable import write_text
 
 _DRAWN = (
     "model",
@@ -42,19 +41,7 @@ def write_report(results: Results, path: Path) -> None:
     Raises:
         SeqmixError: plotly is not installed, or the file cannot be written.
     """
-    page = render_report(results)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise SeqmixError(f"{path} cannot be written ({error.strerror}): free space or choose another --out") from error
+    write_text(path, render_report(results))
 
 
 def render_report(results: Results) -> str:
