@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from seqmix.errors import SeqmixError
 from seqmix.models import create_model
-from seqmix.training import loop, settings_from, train
+from seqmix.training import loop, settings_from, sharded_snapshot, train
 from seqmix.training.distributed import FullySharded, Place
 from seqmix.training.memory import PeakMemory
 from seqmix.training.random_state import seed_everything
@@ -28,6 +28,7 @@ from seqmix.training.weights import weight_tensors
 
 def main(folder: Path, jobs: list[dict[str, Any]]) -> None:
     loop._SECONDS_BETWEEN_REPORTS = 0.0
+    sharded_snapshot.FILE_BYTES = 8192  # several files for each process
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     for job in jobs:

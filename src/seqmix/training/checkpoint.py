@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from seqmix.training.durable import disk_errors, new_folder, remove_folder, remove_leftovers, write_json
@@ -30,8 +30,10 @@ class CheckpointStore:
         self.folder = folder
         self.keep = keep
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+    def save(self, step: int, write: Callable[[Path], Mapping[str, str] | None]) -> Path:
         """Makes a checkpoint: `write` puts files into the folder it is given.
+
+        It may return hashes of files by name, where others have computed them; the rest is hashed here.
 
         Raises:
             SeqmixError: it cannot be written; the older checkpoints stay.
@@ -40,8 +42,8 @@ class CheckpointStore:
         with disk_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
         with new_folder(path) as temporary:
-            write(temporary)
-            files = {file.name: hash_file(file) for file in sorted(temporary.iterdir())}
+            hashes = write(temporary) or {}
+            files = {file.name: hashes.get(file.name) or hash_file(file) for file in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
         self._remove_older(step)
         return path

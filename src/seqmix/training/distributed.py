@@ -40,10 +40,13 @@ from seqmix.training.snapshot import write_counters
 from seqmix.training.weights import weight_tensors
 
 STEP_TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others within a step before it gives up."""
+"""How long a process waits for the others in the midst of a step. One that ends is noticed at once, here and below."""
 
-WORK_TIMEOUT = timedelta(hours=12)
-"""How long it waits while another prepares the data. One that ends is noticed at once, here and in a step."""
+MEETING_TIMEOUT = timedelta(minutes=30)
+"""How long it waits between steps, where the first may be writing a checkpoint."""
+
+DATA_TIMEOUT = timedelta(hours=12)
+"""How long it waits while the first process of a machine prepares the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,8 @@ class _Group:
         self.rank = place.rank
         self.count = place.count
         self.writes_files = place.rank == 0
-        self._control = dist.new_group(backend="gloo", timeout=WORK_TIMEOUT)
+        self._control = dist.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
+        self._patient = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -176,12 +180,12 @@ class _Group:
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         if self.place.local_rank:
-            self._exchange(None)
+            dist.barrier(self._patient)
         try:
             yield
         finally:
             if not self.place.local_rank:
-                self._exchange(None)
+                dist.barrier(self._patient)
 
     def rows(self, first: int, count: int) -> tuple[int, int]:
         part = count // self.count
@@ -333,17 +337,18 @@ class FullySharded(_Group):
         progress: Progress,
         metrics_length: int,
     ) -> None:
-        def fill(folder: Path | None) -> None:
-            """Tells the others where the shards go, or is told; then all write theirs."""
+        def fill(folder: Path | None) -> dict[str, str]:
+            """Tells the others where the shards go, or is told; then all write theirs. Returns all their hashes."""
             place = self._exchange(str(folder.resolve()) if folder else None)[0]
             if not isinstance(place, str):
                 # The first process failed before it had a folder, and this is its report of that.
                 raise SystemExit(2 if place[0] else 1)
             if not all(self._exchange(Path(place).is_dir())):
                 raise InputError(f"{place!r} is not seen by every process: --out must be a folder of all machines")
-            write_shards(Path(place), model, optimizer)
+            hashes = self._exchange(write_shards(Path(place), model, optimizer))
             if folder:
                 write_counters(folder, progress, metrics_length)
+            return {name: value for one in hashes for name, value in one.items()}
 
         with self.together():
             if self.writes_files:

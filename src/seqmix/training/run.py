@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -105,6 +106,7 @@ def train(
             stored = run.read_settings() if is_going_on else None
             if stored is not None:
                 _check_same(stored, run, corpus, device, group.count, say)
+        _check_equal(corpus, group)
         memory = PeakMemory(device)
         model = group.build(
             lambda: _create_model(settings, corpus, stored),
@@ -280,6 +282,15 @@ def _check_same(
     for name, (old, new) in pairs.items():
         if old != new:
             say(f"the run was started with {name} {old} and goes on with {new}: the last digits may differ")
+
+
+def _check_equal(corpus: Corpus, processes: Processes) -> None:
+    """Refuses machines that read different data under the same name."""
+    number = int.from_bytes(hashlib.sha256(corpus.fingerprint.encode()).digest()[:6])
+    greatest, negative_least = processes.agree(number, -number)
+    with processes.together():
+        if greatest != -negative_least:
+            raise InputError(f"the data {corpus.name!r} are not the same on all machines: copy them from one of them")
 
 
 @contextmanager

@@ -9,18 +9,24 @@ checkpoint that is one file of each, so both are read in the same way.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from seqmix.training.checkpoint import hash_file
 from seqmix.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from seqmix.training.progress import Progress
 from seqmix.training.snapshot import WEIGHTS, read_counters
 from seqmix.training.weights import check_weights, weight_tensors
+
+FILE_BYTES = 1 << 28
+"""The most that a process puts into one file, unless a single tensor needs more."""
 
 
 def is_sharded(folder: Path) -> bool:
@@ -28,15 +34,35 @@ def is_sharded(folder: Path) -> bool:
     return not (folder / WEIGHTS).exists()
 
 
-def write_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Writes this process's shards of weights and optimizer; all processes call this at once."""
+def write_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Writes this process's shards of weights and optimizer; all processes call this at once.
+
+    Returns:
+        The hash of each file that this process wrote, by its name.
+    """
     tensors = {**weight_tensors(model), **optimizer_tensors(model, optimizer)}
+    writer = dcp.HuggingFaceStorageWriter(
+        str(folder), fqn_to_index_mapping=_file_numbers(tensors, dist.get_world_size()), save_distributed=True
+    )
     try:
-        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        dcp.save(tensors, storage_writer=writer)
     except CheckpointException as error:
         # It holds what went wrong in each process; a full disk then reads as it does for a single one.
         fault, _ = next(iter(error.failures.values()))
         raise fault from error
+    return {file.name: hash_file(file) for file in folder.glob(f"shard-{dist.get_rank() + 1:05d}-*")}
+
+
+def _file_numbers(tensors: Mapping[str, Tensor], count: int) -> dict[str, int]:
+    """The file, from 1, that each tensor goes to. A file is put together in memory, so it must not be large."""
+    numbers, number, size = {}, 1, 0
+    for name, tensor in tensors.items():
+        share = tensor.numel() * tensor.element_size() // count
+        if size and size + share > FILE_BYTES:
+            number, size = number + 1, 0
+        numbers[name] = number
+        size += share
+    return numbers
 
 
 def read_sharded_snapshot(
