@@ -17,7 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from seqmix.data import load_corpus
 from seqmix.errors import InputError
+from seqmix.evaluation import evaluate
 from seqmix.models import create_model
 from seqmix.training import RunFolder, TrainResult, read_metrics, settings_from, train
 from seqmix.training.checkpoint import find_fault
@@ -273,6 +275,40 @@ def test_sharing_needs_no_torchrun_to_be_resumed(runs: Path, values: Values) -> 
     assert alone(values, runs / "single", parallel="fsdp", tokens=256).status == "finished"
     with pytest.raises(InputError, match="unknown parallel 'fdsp': did you mean 'fsdp'"):
         settings_from({**values, "out": "unused", "parallel": "fdsp"})
+
+
+class _Turn:
+    """One of three processes that evaluate one after the other; each adds its sums to those of the earlier ones."""
+
+    count = 3
+
+    def __init__(self, rank: int, earlier: list[torch.Tensor]) -> None:
+        self.rank = rank
+        self.earlier = earlier
+        self.sums: list[torch.Tensor] = []
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.sums.append(values + (self.earlier[len(self.sums)] if self.earlier else 0))
+        return self.sums[-1]
+
+
+@pytest.mark.parametrize("max_tokens", [None, 500])
+def test_a_shared_evaluation_is_the_whole_one(values: Values, max_tokens: int | None) -> None:
+    store = load_corpus(values["data"]).valid
+    model = create_model("gated_conv", vocab_size=258, context=32, hidden_size=16, num_hidden_layers=1)
+    expected = evaluate(model, store, context=32, batch_size=2, max_tokens=max_tokens)
+    sums: list[torch.Tensor] = []
+    for rank in range(_Turn.count):
+        turn = _Turn(rank, sums)
+        found = evaluate(model, store, context=32, batch_size=2, max_tokens=max_tokens, part=turn)
+        sums = turn.sums
+    assert found.tokens == expected.tokens
+    assert found.bits_per_byte == pytest.approx(expected.bits_per_byte, rel=1e-12)
+    assert found.bits_by_block == pytest.approx(expected.bits_by_block, rel=1e-12)
+    for one, other in zip(found.loss_by_position, expected.loss_by_position, strict=True):
+        assert one == pytest.approx(other, rel=1e-12)
+    for one, other in zip(found.loss_by_position_bins, expected.loss_by_position_bins, strict=True):
+        assert one == pytest.approx(other, rel=1e-12)
 
 
 def wait_for_steps(process: subprocess.Popen[str], out: Path, count: int) -> None:
