@@ -129,7 +129,7 @@ class SeqmixModel(SeqmixPreTrainedModel):
         mask = None if attention_mask is None else attention_mask[:, -time:].bool()
         keeps_state = use_cache or cache is not None
         if mask is not None and not padding_is_documents(mask, keeps_state, continues=state is not None):
-            hidden, after = forward_padded(self, embeddings, mask, state, document_ids)
+            hidden, after = forward_padded(self.mix, embeddings, mask, state, document_ids)
         else:
             if mask is not None:
                 document_ids = documents_of_mask(mask, document_ids)

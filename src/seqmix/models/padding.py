@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from torch import Tensor
 from seqmix.errors import InputError
 from seqmix.models.state import PAD_DOCUMENT, ModelState
 
-if TYPE_CHECKING:
-    from seqmix.models.language_model import SeqmixModel
+Mix = Callable[[Tensor, ModelState | None], tuple[Tensor, ModelState]]
+"""From embeddings (batch, time, dim) and a state to hidden states and the state after them."""
 
 
 def padding_is_documents(mask: Tensor, keeps_state: bool, continues: bool) -> bool:
@@ -35,7 +35,7 @@ def documents_of_mask(mask: Tensor, document_ids: Tensor | None) -> Tensor | Non
 
 
 def forward_padded(
-    model: SeqmixModel, embeddings: Tensor, mask: Tensor, state: ModelState | None, document_ids: Tensor | None
+    mix: Mix, embeddings: Tensor, mask: Tensor, state: ModelState | None, document_ids: Tensor | None
 ) -> tuple[Tensor, ModelState]:
     """Reads each row's tokens as if its padding were not there, whatever side it is on.
 
@@ -52,7 +52,7 @@ def forward_padded(
         if count:
             where = mask[rows]
             tokens = embeddings[rows][where].unflatten(0, (len(rows), count))
-            y, own = model.mix(tokens, own)
+            y, own = mix(tokens, own)
             filled = torch.zeros_like(hidden[rows])
             filled[where] = y.flatten(0, 1)
             hidden = hidden.index_copy(0, rows, filled)
