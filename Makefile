@@ -9,7 +9,7 @@ ENV := .venv/.installed
 TORCH ?= torch==2.13.0
 EXTRAS := data,report,hf,tensorboard,dev
 
-DEMO_TOKENS ?= 500k
+DEMO_TOKENS ?= 400k
 DEMO_OUT ?= runs/demo
 
 # Two workers, one thread each, fill two cores; more threads would only make them wait for each other.
@@ -28,7 +28,7 @@ $(ENV): pyproject.toml constraints.txt
 
 demo: $(ENV)
 	$(BIN)/seqmix compare --data python-stdlib --models transformer,convsamba,gated_conv,convtransformer,mamba2 \
-		--match params --params 300k --budget tokens=$(DEMO_TOKENS) --seeds 2 --context 256 --out $(DEMO_OUT)
+		--match params --params 300k --budget tokens=$(DEMO_TOKENS) --seeds 2 --context 256 --batch-size 4 --out $(DEMO_OUT)
 
 test: $(ENV)
 	$(TEST)
