@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,6 @@ from seqmix.training.random_state import seed_everything
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(sys.platform == "win32", reason="gloo's processes are started as on Linux and macOS"),
 ]
 
 WORKER = Path(__file__).with_name("distributed_training.py")
@@ -58,17 +61,33 @@ def finish(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+    """One for all workers of a test session, since what is made in it takes long."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two_processes"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@contextmanager
+def once(folder: Path, name: str) -> Iterator[bool]:
+    """Whether the block is the first of all workers to do this; the others wait until it is done."""
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / f"{name}.done"
+        yield not done.exists()
+        done.touch()
 
 
 @pytest.fixture(scope="module")
 def values(folder: Path) -> Values:
     draw = random.Random(7)
     words = ("a cat", "the dog", "sees", "hears", "it", "her")
-    (folder / "corpus").mkdir()
-    for number in range(6):
-        text = "\n".join(" ".join(draw.choices(words, k=4)) for _ in range(100))
-        (folder / "corpus" / f"part{number}.txt").write_text(text, encoding="utf-8")
+    with once(folder, "corpus") as is_first:
+        if is_first:
+            (folder / "corpus").mkdir()
+            for number in range(6):
+                text = "\n".join(" ".join(draw.choices(words, k=4)) for _ in range(100))
+                (folder / "corpus" / f"part{number}.txt").write_text(text, encoding="utf-8")
     return {
         "data": str(folder / "corpus"),
         "model": "gated_conv",
@@ -101,6 +120,13 @@ def alone(
 @pytest.fixture(scope="module")
 def runs(folder: Path, values: Values) -> Path:
     """One torchrun that does everything the tests below look at, beside the runs of one process."""
+    with once(folder, "runs") as is_first:
+        if is_first:
+            _make_runs(folder, values)
+    return folder
+
+
+def _make_runs(folder: Path, values: Values) -> None:
     for name, pieces in (("one", 1), ("pieces", 2), ("small_pieces", 8)):
         alone(values, folder / name, accumulate=pieces)
     alone(values, folder / "one_stopped", stop_at=STOP)
@@ -127,7 +153,6 @@ def runs(folder: Path, values: Values) -> Path:
     ]
     code, _, errors = finish(torchrun(str(WORKER), str(folder), json.dumps(jobs)))
     assert code == 0, errors
-    return folder
 
 
 def outcome(runs: Path, name: str, rank: int) -> dict[str, Any]:
@@ -152,9 +177,13 @@ def numbers(run: Path) -> dict[str, torch.Tensor]:
     "name", ["ddp", "ddp_pieces", "fsdp", "fsdp_pieces", "one_to_ddp", "one_to_fsdp", "fsdp_to_ddp", "fsdp_to_fsdp"]
 )
 def test_two_processes_give_the_numbers_of_one(runs: Path, name: str) -> None:
+    assert_numbers_of_one(runs, runs / name)
+
+
+def assert_numbers_of_one(runs: Path, run: Path) -> None:
     """Only the order of float32 sums differs. What that makes is seen in one process that computes its batch in
     pieces; two processes may differ twice as much, plus a band of 32 roundings for sums over few terms."""
-    whole, found = numbers(runs / "one"), numbers(runs / name)
+    whole, found = numbers(runs / "one"), numbers(run)
     others = [numbers(runs / "pieces"), numbers(runs / "small_pieces")]
     for key, expected in whole.items():
         own = max(float((other[key] / expected - 1).abs().max()) for other in others)
@@ -163,10 +192,10 @@ def test_two_processes_give_the_numbers_of_one(runs: Path, name: str) -> None:
         torch.testing.assert_close(found[key], expected, rtol=2 * own + 32 * EPS, atol=0.0)
 
 
-def test_the_numbers_are_not_equal_by_accident(runs: Path, values: Values) -> None:
+def test_the_numbers_are_not_equal_by_accident(runs: Path, values: Values, tmp_path: Path) -> None:
     """Another order of rows is far outside the tolerance, so a wrong share of the batch would be seen."""
-    alone(values, runs / "other", seed=1)
-    difference = numbers(runs / "other")["loss"] / numbers(runs / "one")["loss"] - 1
+    alone(values, tmp_path / "other", seed=1)
+    difference = numbers(tmp_path / "other")["loss"] / numbers(runs / "one")["loss"] - 1
     assert float(difference.abs().max()) > 1e-3
 
 
@@ -208,14 +237,16 @@ def test_shards_hold_no_pickle_and_divide_the_model(runs: Path) -> None:
     assert sizes == [(129, 15), (129, 15)]
 
 
-def test_one_process_goes_on_from_shards(runs: Path, values: Values) -> None:
-    result = alone(values, runs / "fsdp_stopped", resume=True)
+def test_one_process_goes_on_from_shards(runs: Path, values: Values, tmp_path: Path) -> None:
+    shutil.copytree(runs / "fsdp_stopped", tmp_path / "run")
+    result = alone(values, tmp_path / "run", resume=True)
     assert (result.resumed_from, result.status) == (STOP, "finished")
-    test_two_processes_give_the_numbers_of_one(runs, "fsdp_stopped")
+    assert_numbers_of_one(runs, tmp_path / "run")
 
 
-def test_damaged_shards_are_not_taken_up(runs: Path, values: Values) -> None:
-    store = RunFolder(runs / "fsdp_to_fsdp").checkpoints
+def test_damaged_shards_are_not_taken_up(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "fsdp_to_fsdp", tmp_path / "run")
+    store = RunFolder(tmp_path / "run").checkpoints
     newest = store.newest(lambda text: None)
     assert newest is not None
     shard = sorted(newest.glob("shard-00002*"))[0]
@@ -271,8 +302,8 @@ def test_a_sharded_model_is_drawn_as_one_process_draws_it_and_never_whole_everyw
         assert outcome(runs, "built", 1)["peak"] < 0.8 * whole
 
 
-def test_sharing_needs_no_torchrun_to_be_resumed(runs: Path, values: Values) -> None:
-    assert alone(values, runs / "single", parallel="fsdp", tokens=256).status == "finished"
+def test_one_process_has_nothing_to_share(values: Values, tmp_path: Path) -> None:
+    assert alone(values, tmp_path / "single", parallel="fsdp", tokens=256).status == "finished"
     with pytest.raises(InputError, match="unknown parallel 'fdsp': did you mean 'fsdp'"):
         settings_from({**values, "out": "unused", "parallel": "fdsp"})
 

@@ -49,6 +49,9 @@ DATA_TIMEOUT = timedelta(hours=12)
 """How long it waits while the first process of a machine prepares the data."""
 
 
+_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a process stands: `rank` of `count`, and `local_rank` among the `local_count` of its machine."""
@@ -63,9 +66,6 @@ class Place:
         """As torchrun says; alone where nothing does."""
         values = [int(os.environ.get(name, default)) for name, default in _VARIABLES.items()]
         return cls(rank=values[0], count=values[1], local_rank=values[2], local_count=values[3])
-
-
-_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 def own_device(device: torch.device) -> torch.device:
