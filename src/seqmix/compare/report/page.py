@@ -94,7 +94,10 @@ def _verdict(results: Results) -> str:
 
 def _title(results: Results) -> str:
     names = [entry["model"] for entry in results["models"]]
-    return f"{', '.join(names)} on {results['corpus']['name']}"
+    corpus = results["corpus"]["name"]
+    if not corpus.startswith("hf:"):
+        corpus = Path(corpus).name or corpus
+    return f"{', '.join(names)} on {corpus}"
 
 
 def _lead(results: Results) -> str:
