@@ -9,7 +9,7 @@ ENV := .venv/.installed
 TORCH ?= torch==2.13.0
 EXTRAS := data,report,hf,tensorboard,dev
 
-DEMO_TOKENS ?= 300k
+DEMO_TOKENS ?= 400k
 DEMO_OUT ?= runs/demo
 
 # Two workers, one thread each, fill two cores; more threads would only make them wait for each other.

@@ -25,7 +25,7 @@ from seqmix.errors import InputError, SeqmixError
 
 _PRELOAD = ["seqmix.compare.tasks"]
 _STOP_SECONDS = 120.0
-_WAIT_POLICY = "OMP_WAIT_POLICY"
+_SPINS, _WAIT_POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -80,15 +80,17 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    given = os.environ.get(_WAIT_POLICY)
-    # OpenMP's threads spin while they wait for each other. Where something else wants the cores too, that makes
-    # training ten times slower; the variable is read when torch is imported.
-    os.environ.setdefault(_WAIT_POLICY, "passive")
+    # OpenMP's threads spin while they wait for each other, by default so long that training crawls where something
+    # else wants the cores too. This many turns cost nothing on idle cores, where sleeping at once would double the
+    # time of a step. The variable is read when torch is imported.
+    is_given = _SPINS in os.environ or _WAIT_POLICY in os.environ
+    if not is_given:
+        os.environ[_SPINS] = "20000"
     try:
         forkserver.ensure_running()
     finally:
-        if given is None:
-            del os.environ[_WAIT_POLICY]
+        if not is_given:
+            del os.environ[_SPINS]
     return context
 
 
