@@ -1,8 +1,8 @@
 """The depthwise convolution through torch's grouped conv1d, with a backward of our own.
 
-torch computes the gradient of the weights of a grouped convolution on a CPU 10 to 20 times slower than the
-forward. That gradient is itself a convolution, of the padded input with the output's gradient as its kernel and
-the dilation as its stride, with one group for each row and channel; as such it runs at the forward's speed.
+torch computes the gradient of the weights of a grouped convolution on a CPU much slower than the forward. That gradient
+is itself a convolution, of the padded input with the output's gradient as its kernel and the dilation as its stride,
+with one group for each row and channel. It pays from kernels of about 8 on (`benchmarks/depthwise_conv.py`).
 
 Shapes: B batch, T time, D channels, K kernel, P padded time, T + (K - 1) * dilation.
 """
