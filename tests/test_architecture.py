@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # own file, which would hide what is really imported.
 GROUND = {"cost", "errors", "kernels", "mixer"}
 MODELS = GROUND | {"mixers", "models"}
-ONE_MODEL = {"training", "evaluation", "generation", "inspection"}
+ONE_MODEL = {"training", "evaluation", "export", "generation", "inspection"}
 ALLOWED: dict[str, set[str]] = {
     "cost": set(),
     "errors": set(),
@@ -31,11 +31,13 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"errors"},
     "training": MODELS | {"data", "evaluation"},
     "evaluation": MODELS | {"data"},
-    "generation": MODELS | {"data"},
+    "export": MODELS,
+    "generation": MODELS | {"data", "export"},
     "inspection": MODELS | {"data"},
     "compare": MODELS | {"data", *ONE_MODEL},
     "serve": MODELS | {"data", "hf", *ONE_MODEL},
-    "cli": MODELS | {"conformance", "data", "hf", "compare", "serve", *ONE_MODEL},
+    "bench": MODELS | {"data", "hf", "flop_counter", "compare", *ONE_MODEL},
+    "cli": MODELS | {"bench", "conformance", "data", "hf", "compare", "serve", *ONE_MODEL},
     "__main__": {"cli"},
     "seqmix": set(),
 }
