@@ -15,16 +15,20 @@ DEMO_OUT ?= runs/demo
 # Two workers, one thread each, fill two cores; more threads would only make them wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: env demo test test-slow lint bench clean
+.PHONY: env native demo test test-slow lint bench clean
 
 env: $(ENV)
 
-$(ENV): pyproject.toml constraints.txt
+$(ENV): pyproject.toml constraints.txt CMakeLists.txt
 	@test -n "$(PYTHON)" || { echo "error: seqmix needs Python 3.11, 3.12 or 3.13 as python3; install one or name it: make env PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: $(PYTHON) cannot make a virtual environment; install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $(ENV)
+
+# After a change of the C++ sources.
+native: $(ENV)
+	$(BIN)/python -m pip install --quiet --no-deps -e .
 
 demo: $(ENV)
 	$(BIN)/seqmix compare --data python-stdlib --models transformer,convsamba,gated_conv,convtransformer,mamba2 \
