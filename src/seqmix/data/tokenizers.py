@@ -45,7 +45,7 @@ _USUAL_ENDS = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]"
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Ids 0 to 255 are the bytes themselves, 256 is <|end|> (also bos and eos), 257 is <|pad|>."""
-    model = models.BPE(vocab={letter: byte for byte, letter in enumerate(_byte_letters())}, merges=[])
+    model = models.BPE(vocab={letter: byte for byte, letter in enumerate(byte_letters())}, merges=[])
     backend = Tokenizer(model)
     # Without the word pattern a text is one run of letters, which is then looked up letter by letter.
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -146,7 +146,7 @@ def is_byte_tokenizer(tokenizer: PreTrainedTokenizerFast) -> bool:
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) != _SMALLEST_BPE or tokenizer.backend_tokenizer.normalizer is not None:
         return False
-    return all(vocabulary.get(letter) == byte for byte, letter in enumerate(_byte_letters()))
+    return all(vocabulary.get(letter) == byte for byte, letter in enumerate(byte_letters()))
 
 
 class TextEncoder:
@@ -209,7 +209,7 @@ def _finished(backend: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The letter of each byte in byte-level tokenizers: itself when it is visible in Latin-1, else one from 256 on."""
     visible = re.compile(r"[!-~¡-¬®-ÿ]")
     letters = []

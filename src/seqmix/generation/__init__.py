@@ -1,0 +1,46 @@
+"""Text out of one trained model: engines, sampling, and the stream of characters."""
+
+from __future__ import annotations
+
+from seqmix.errors import InputError, unknown_name
+from seqmix.generation.engine import Engine, TorchEngine
+from seqmix.generation.generate import Generated, generate
+from seqmix.generation.sampling import Sampler, SamplingConfig
+from seqmix.generation.text import text_stream
+from seqmix.generation.weights import WEIGHT_TYPES, WeightType, check_weight_type
+from seqmix.models import SeqmixForCausalLM
+
+ENGINES = ("torch",)
+
+
+def create_engine(name: str, model: SeqmixForCausalLM, *, weights: str = "f32", threads: int | None = None) -> Engine:
+    """The engine of a name for a model in evaluation mode.
+
+    Args:
+        weights: "f32", "bf16" or "int8".
+        threads: of the engine; None takes torch's number.
+
+    Raises:
+        InputError: an unknown name or weight type, or an engine that cannot run the model.
+    """
+    kind = check_weight_type(weights)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}: it must be at least 1")
+    if name == "torch":
+        return TorchEngine(model, kind)
+    raise unknown_name("engine", name, ENGINES)
+
+
+__all__ = [
+    "ENGINES",
+    "WEIGHT_TYPES",
+    "Engine",
+    "Generated",
+    "Sampler",
+    "SamplingConfig",
+    "TorchEngine",
+    "WeightType",
+    "create_engine",
+    "generate",
+    "text_stream",
+]
