@@ -15,6 +15,9 @@ from seqmix.bench.timing import quartiles, take_turns, with_threads
 PRODUCTS = ((4096, 512, 512), (2048, 512, 1536), (1024, 1024, 1024))
 """Rows, inner size and columns of matrix products such as models of 10 million parameters make."""
 
+LARGE_PRODUCTS = ((8192, 4096, 4096), (8192, 8192, 8192))
+"""The same for a GPU, which small ones do not fill."""
+
 READ_BYTES = 256 * 2**20
 """More than the caches of a processor hold."""
 
@@ -33,9 +36,10 @@ class Floor:
 
 def products(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Floor]:
     """Matrix products by name."""
+    shapes = PRODUCTS if torch.device(device).type == "cpu" else LARGE_PRODUCTS
     return {
         f"product {rows}x{inner}x{columns}": _product(rows, inner, columns, device, dtype)
-        for rows, inner, columns in PRODUCTS
+        for rows, inner, columns in shapes
     }
 
 
@@ -57,14 +61,21 @@ def reads(device: torch.device | str = "cpu") -> dict[str, Floor]:
     }
 
 
-def best_rate(floors: Mapping[str, Floor], times: Mapping[str, Sequence[float]]) -> float:
-    """The highest median rate of several floors, from the seconds of their runs."""
-    return max(floor.rate(quartiles(times[name]).median) for name, floor in floors.items())
+def best(floors: Mapping[str, Floor], times: Mapping[str, Sequence[float]]) -> str:
+    """The name of the floor with the highest median rate, from the seconds of their runs."""
+    return max(floors, key=lambda name: floors[name].rate(quartiles(times[name]).median))
+
+
+def rates(floors: Mapping[str, Floor], times: Mapping[str, Sequence[float]]) -> list[float]:
+    """The rate in each round, in units of 10^9 a second, of the best floor."""
+    name = best(floors, times)
+    return [floors[name].rate(seconds) for seconds in times[name]]
 
 
 def _measured(floors: Mapping[str, Floor], threads: int | None, rounds: int) -> float:
     with with_threads(threads):
-        return best_rate(floors, take_turns({name: floor.run for name, floor in floors.items()}, rounds=rounds))
+        times = take_turns({name: floor.run for name, floor in floors.items()}, rounds=rounds)
+    return quartiles(rates(floors, times)).median
 
 
 def product_gflops(threads: int | None = None, rounds: int = 7) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from seqmix.errors import InputError
+from seqmix.kernels.library import instruction_set, library, why_missing
 from seqmix.training.environment import describe_environment
 
 BUSY_CORES = 0.15
@@ -81,6 +82,7 @@ def take_turns(
     rounds: int = 15,
     warmup: int = 2,
     synchronize: Callable[[], None] | None = None,
+    prepare: Mapping[str, Callable[[], object]] | None = None,
     budget_seconds: float | None = None,
     show: Callable[[float], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -92,6 +94,7 @@ def take_turns(
         rounds: how many are counted.
         warmup: rounds before them that are not counted.
         synchronize: waits for work that a call only started, such as `torch.cuda.synchronize`.
+        prepare: what is done before a side each time and not timed, by the side's name.
         budget_seconds: no further round begins after this time, once `LEAST_ROUNDS` are counted.
         show: is told the share of the rounds that is done.
         clock: seconds.
@@ -104,6 +107,7 @@ def take_turns(
     if rounds < 1 or warmup < 0:
         raise InputError(f"rounds is {rounds} and warmup {warmup}: at least 1 and 0 are needed")
     wait = synchronize or (lambda: None)
+    before = prepare or {}
     names = list(sides)
     times: dict[str, list[float]] = {name: [] for name in names}
     begin = clock()
@@ -112,6 +116,7 @@ def take_turns(
             if budget_seconds is not None and number >= LEAST_ROUNDS and clock() - begin > budget_seconds:
                 break
             for name in names if number % 2 == 0 else reversed(names):
+                before.get(name, wait)()
                 wait()
                 start = clock()
                 sides[name]()
@@ -143,29 +148,42 @@ def with_threads(count: int | None) -> Iterator[int]:
 
 def busy_warning(seconds: float = 0.3) -> str | None:
     """A sentence when other processes keep the processor busy, watched for some seconds; None on a quiet machine."""
-    cores = os.cpu_count() or 1
-    others = _cores_of_others(seconds)
-    if others is None or others <= BUSY_CORES:
-        return None
-    return (
-        f"the machine is busy: other processes use {others:.1f} of {cores} cores, so read the times with care "
-        "and the ratios with their quartiles"
-    )
-
-
-def _cores_of_others(seconds: float) -> float | None:
-    """How many cores other processes used while this one waited; None where the system does not tell."""
-    before = _busy_seconds()
-    if before is None:
-        try:
-            return max(0.0, os.getloadavg()[0] - 1)
-        except (AttributeError, OSError):
-            return None
-    own, start = time.process_time(), time.perf_counter()
+    watch = OtherProcesses()
     time.sleep(seconds)
-    after = _busy_seconds()
-    waited = time.perf_counter() - start
-    return max(0.0, ((after or before) - before - (time.process_time() - own)) / waited)
+    return watch.warning()
+
+
+class OtherProcesses:
+    """Watches how much of the processor other processes use from the moment when it is made."""
+
+    def __init__(self) -> None:
+        self._start, self._busy, self._own = time.perf_counter(), _busy_seconds(), _own_seconds()
+
+    def cores(self) -> float | None:
+        """How many cores they used so far, on average; None where the system does not tell."""
+        busy = _busy_seconds()
+        if busy is None or self._busy is None:
+            try:
+                return max(0.0, os.getloadavg()[0] - 1)
+            except (AttributeError, OSError):
+                return None
+        waited = max(time.perf_counter() - self._start, 1e-3)
+        return max(0.0, (busy - self._busy - (_own_seconds() - self._own)) / waited)
+
+    def warning(self) -> str | None:
+        """A sentence when that is more than `BUSY_CORES`."""
+        others = self.cores()
+        if others is None or others <= BUSY_CORES:
+            return None
+        return (
+            f"the machine is busy: other processes use {others:.1f} of {os.cpu_count() or 1} cores, so read the times "
+            "with care and the ratios with their quartiles"
+        )
+
+
+def _own_seconds() -> float:
+    """The processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def _busy_seconds() -> float | None:
@@ -190,7 +208,16 @@ def _busy_seconds_of_linux() -> float | None:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Commit, hardware, versions, threads, date and the convolution in use, as a JSON value."""
-    from seqmix.kernels.depthwise_conv import IMPLEMENTATIONS
+    """Commit, hardware, versions, threads, date and the compiled kernels in use, as a JSON value.
 
-    return {**describe_environment(device), "convolutions": list(IMPLEMENTATIONS)}
+    native: whether the compiled CPU kernels are in use, their instruction set, and if they are not, the reason.
+    """
+    native = library() is not None
+    return {
+        **describe_environment(device),
+        "native": {
+            "in_use": native,
+            "instruction_set": instruction_set() if native else None,
+            "reason": why_missing(),
+        },
+    }

@@ -34,6 +34,7 @@ COMMANDS = {
     "eval": Command("seqmix.cli.eval:eval_command", "bits per byte and perplexity of a trained model"),
     "compare": Command("seqmix.cli.compare:compare", "train several models at a matched budget, and report"),
     "generate": Command("seqmix.cli.generate:generate_command", "text from a trained model"),
+    "bench": Command("seqmix.cli.bench:bench", "speed and memory, beside what else is installed"),
 }
 
 _HELP = """\

@@ -45,7 +45,7 @@ def plan(
     settings = PlanSettings(
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
         params=params,
-        context=_length(context),
+        context=parse_length(context),
         match=match,  # type: ignore[arg-type]  # checked there
         tokens=None if tokens is None else parse_size(tokens),
         vocab_size=parse_size(vocab_size),
@@ -69,7 +69,7 @@ def plan(
         _print_plan(document)
 
 
-def _length(text: str) -> int:
+def parse_length(text: str) -> int:
     """Tokens: a whole number, or one with k for 1024."""
     from seqmix.models.sizing import parse_size
 

@@ -1,0 +1,128 @@
+"""Documents of measurements as tables for people: ratios first, medians with their quartiles, at most 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+from seqmix.bench.peers import PEERS
+from seqmix.compare import units
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells as text. left: the headings of columns, besides the first, that are aligned left. notes: lines below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: Sequence[str] = ()
+    notes: Sequence[str] = field(default=())
+
+
+def tables(document: Row) -> list[Table]:
+    """The tables of a document that one of the measurements returned."""
+    return _TABLES[document["bench"]](document)
+
+
+def footer(document: Row) -> list[str]:
+    """Lines about the machine, and what was left out."""
+    environment = document["environment"]
+    hardware, native = environment["hardware"], environment["native"]
+    kernels = f"compiled kernels with {native['instruction_set']}" if native["in_use"] else "no compiled kernels"
+    where = f"{hardware.get('gpu') or hardware['processor']}, {_plural(document['settings']['threads'], 'thread')}"
+    commit = (environment["commit"] or "unknown")[:12]
+    rounds, seconds = document["settings"]["rounds"], units.duration(document["seconds"])
+    lines = [
+        f"{where}, torch {environment['versions']['torch']}, {kernels}; commit {commit}.",
+        f"Medians with quartiles of at most {_plural(rounds, 'round')}; measured in {seconds}.",
+    ]
+    lines += [f"Left out: {entry['what']}, {entry['reason']}." for entry in document["left_out"]]
+    if not document["complete"]:
+        lines.append("Interrupted: not everything was measured.")
+    return lines
+
+
+def environment_table(environment: Row) -> Table:
+    """What `seqmix bench --env` shows."""
+    hardware, native = environment["hardware"], environment["native"]
+    rows = [
+        ("processor", f"{hardware['processor']}, {_plural(hardware['cores'], 'core')}"),
+        ("memory", units.size(hardware["memory_bytes"])),
+        ("device", hardware.get("gpu") or hardware["device"]),
+        ("threads", str(environment["threads"])),
+        ("system", hardware["system"]),
+        ("commit", environment["commit"] or "unknown"),
+        ("date", environment["date"]),
+        ("compiled kernels", f"in use, {native['instruction_set']}" if native["in_use"] else native["reason"]),
+        *environment["versions"].items(),
+        *((peer.package, f"{peer.version or 'not installed'} ({peer.measured_in})") for peer in PEERS),
+    ]
+    return Table(title="", columns=["what", "here"], rows=rows, left=["here"])
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def spread(value: Row | None) -> str:
+    """A ratio as 12.3 (11.9–12.8)."""
+    if value is None:
+        return "-"
+    return f"{_short(value['median'])} ({_short(value['low'])}–{_short(value['high'])})"
+
+
+def median(value: Row | None) -> str:
+    """The median alone."""
+    return "-" if value is None else _short(value["median"])
+
+
+def percent(value: Row | None) -> str:
+    """A median share."""
+    return "-" if value is None else f"{100 * value['median']:.0f} %"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def _kernels(document: Row) -> list[Table]:
+    found = []
+    for size, rows in groupby(document["rows"], key=lambda row: row["size"]):
+        listed = list(rows)
+        others = list(dict.fromkeys(name for row in listed for name in row["faster_than"]))
+        found.append(
+            Table(
+                title=f"x ({size['batch']}, {size['time']}, {size['dim']}), kernel {size['kernel']}, "
+                f"dilation {size['dilation']}",
+                columns=["pass", "implementation", *(f"× {name}" for name in others), "of product", "of floor", "ms"],
+                rows=[
+                    (
+                        row["pass"],
+                        row["implementation"],
+                        *(spread(row["faster_than"].get(name)) for name in others),
+                        percent(row["share_of_product"]),
+                        percent(row["share_of_floor"]),
+                        median(row["milliseconds"]),
+                    )
+                    for row in listed
+                ],
+                left=["implementation"],
+            )
+        )
+    if found:
+        last = document["rows"][-1]
+        product, read = median(last["product_gflops"]), median(last["read_gigabytes_per_second"])
+        note = (
+            f"Of product: of the matrix product's {product} GFLOP/s. Of floor: the time of the arithmetic at that rate "
+            f"and of each tensor read or written once at {read} GB/s, over the time taken."
+        )
+        found[-1] = replace(found[-1], notes=[note])
+    return found
+
+
+_TABLES: dict[str, Callable[[Row], list[Table]]] = {"kernels": _kernels}
