@@ -109,7 +109,7 @@ def test_a_batch_with_too_many_logits_is_taken_apart(store: TokenStore, monkeypa
     model = tiny()
     whole = evaluate(model, store, context=CONTEXT, batch_size=64)
     seen = []
-    model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs.logits.numel()))
+    model.register_forward_hook(lambda module, inputs, outputs: seen.append(258 * outputs.loss.numel()))
     monkeypatch.setattr(language, "MAX_LOGITS", 2 * CONTEXT * 258)
     assert_equal(whole, evaluate(model, store, context=CONTEXT, batch_size=64))
     assert max(seen) <= 2 * CONTEXT * 258

@@ -148,6 +148,38 @@ _FORMULAS: dict[Any, Formula] = {
     aten.mkldnn_rnn_layer_backward: _lstm_layer_backward,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
 }
+
+
+def _head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    divisor: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    wants_hidden: bool,
+    wants_weight: bool,
+) -> int:
+    """The logits, and each gradient that is taken along."""
+    return (1 + wants_hidden + wants_weight) * _mm(hidden, weight.t())
+
+
+def _head_token_losses(hidden: Tensor, weight: Tensor, *rest: Any) -> int:
+    return _mm(hidden, weight.t())
+
+
+def _head_token_losses_backward(grad: Tensor, hidden: Tensor, weight: Tensor, *rest: Any) -> int:
+    """The logits once more, and each gradient."""
+    return (1 + rest[-2] + rest[-1]) * _mm(hidden, weight.t())
+
+
+_FORMULAS_BY_NAME: dict[str, Formula] = {
+    "seqmix::linear_cross_entropy": _head_loss,
+    "seqmix::linear_token_losses": _head_token_losses,
+    "seqmix::linear_token_losses_backward": _head_token_losses_backward,
+}
+"""Operations of seqmix's kernels: they hide their products, and exist only once their module is imported."""
+
 _FORMULAS_WITH_OUTPUT: dict[Any, Formula] = {
     aten.convolution: _convolution,
     aten._convolution: _convolution,
@@ -233,8 +265,8 @@ class _OperationMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        packet = func._overloadpacket
-        known = packet in _FORMULAS or packet in _FORMULAS_WITH_OUTPUT
+        packet, name = func._overloadpacket, func._schema.name
+        known = packet in _FORMULAS or packet in _FORMULAS_WITH_OUTPUT or name in _FORMULAS_BY_NAME
         # Without autograd, composite operations such as linear arrive here whole.
         if not known and not self.counter._paused and func._can_decompose():
             with self:
@@ -246,6 +278,8 @@ class _OperationMode(TorchDispatchMode):
             return out
         if packet in _FORMULAS:
             self.counter.by_operation[packet.__name__] += _FORMULAS[packet](*args, **kwargs)
+        elif name in _FORMULAS_BY_NAME:
+            self.counter.by_operation[packet.__name__] += _FORMULAS_BY_NAME[name](*args, **kwargs)
         elif packet in _FORMULAS_WITH_OUTPUT:
             self.counter.by_operation[packet.__name__] += _FORMULAS_WITH_OUTPUT[packet](*args, **kwargs, out=out)
         return out

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from seqmix.data import IGNORED, Batch, TokenStore, held_out_rows
 from seqmix.errors import InputError
+from seqmix.models import SeqmixForCausalLM
 
 BLOCKS = 32
 """Consecutive parts of the held-out text whose bits per byte are given one by one."""
@@ -33,7 +34,7 @@ EXACT_POSITIONS = 1 << 16
 """Positions beyond this are given in bins alone: a document may have billions."""
 
 MAX_LOGITS = 1 << 26
-"""Logits held at once; a batch of more rows is evaluated in smaller ones, which changes nothing but memory."""
+"""Logits of a batch at most; one of more rows is evaluated in smaller ones, which changes nothing but memory."""
 
 _BINS_PER_OCTAVE = 8
 
@@ -141,15 +142,26 @@ def evaluate(
     batches = held_out_rows(store, context, rows if batch_size > 0 else batch_size, max_tokens=max_tokens)
     with evaluating(model):
         for batch, order in _own_batches(batches, rank, count):
-            logits = model(
-                input_ids=batch.input_ids.to(device),
-                document_ids=None if batch.document_ids is None else batch.document_ids.to(device),
-                use_cache=False,
-            ).logits
-            sums.add(token_losses(logits, batch.targets.to(device)), batch.targets, _offsets(batch), order)
+            losses = model_losses(model, batch.input_ids, batch.targets, batch.document_ids, device)
+            sums.add(losses, batch.targets, _offsets(batch), order)
     if part is not None:
         sums.combine(part)
     return sums.result(store)
+
+
+def model_losses(
+    model: nn.Module, tokens: Tensor, targets: Tensor, document_ids: Tensor | None, device: torch.device
+) -> Tensor:
+    """-ln p of each target (batch, time), in at least float32; 0 where the target is `IGNORED`."""
+    inputs = {
+        "input_ids": tokens.to(device),
+        "document_ids": None if document_ids is None else document_ids.to(device),
+        "use_cache": False,
+    }
+    targets = targets.to(device)
+    if isinstance(model, SeqmixForCausalLM):
+        return model(**inputs, shift_labels=targets, return_logits=False, loss_by_token=True).loss
+    return token_losses(model(**inputs).logits, targets)
 
 
 def _own_batches(batches: Iterable[Batch], rank: int, count: int) -> Iterator[tuple[Batch, Tensor]]:

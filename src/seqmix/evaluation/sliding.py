@@ -20,7 +20,7 @@ from torch import Tensor
 
 from seqmix.data import IGNORED, TokenStore
 from seqmix.errors import InputError
-from seqmix.evaluation.language import MAX_LOGITS, Evaluation, LossSums, Show, evaluating, token_losses
+from seqmix.evaluation.language import MAX_LOGITS, Evaluation, LossSums, Show, evaluating, model_losses, token_losses
 from seqmix.models import SeqmixForCausalLM
 
 PIECE = 1024
@@ -126,12 +126,10 @@ def _windows(
         tokens, wanted, documents, _ = _read(store, places)
         documents = documents.masked_fill(is_over, store.num_documents)
         wanted = wanted.masked_fill(is_over | (places < scored[:, None]), IGNORED)
-        logits = model(
-            input_ids=tokens.to(model.device), document_ids=documents.to(model.device), use_cache=False
-        ).logits
+        losses = model_losses(model, tokens, wanted, documents, model.device)
         begins = torch.from_numpy(store.documents[_document_of(store, places)])
         offsets = places - torch.maximum(begins, first[:, None])
-        sums.add(token_losses(logits, wanted.to(model.device)), wanted, offsets, order=places)
+        sums.add(losses, wanted, offsets, order=places)
 
 
 def _window_batches(targets: int, context: int, stride: int, rows: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from seqmix.cost import Cost, linear_flops
+from seqmix.errors import InputError
+from seqmix.kernels.cross_entropy import linear_cross_entropy, linear_token_losses
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixer, place
 from seqmix.mixers.rotary import rotate
 from seqmix.models.block import Block, make_norm
@@ -24,6 +27,11 @@ from seqmix.models.state import ModelState, SeqmixCache
 
 RESIDUAL_WRITERS = ("o_proj", "out_proj", "down_proj")
 """The projections whose output is added to the residual; they start smaller by sqrt(2 * layers), as GPT-2's do."""
+
+
+def _shifted(labels: Tensor | None) -> Tensor | None:
+    """The target of each position: the next label, and none for the last."""
+    return None if labels is None else F.pad(labels[:, 1:], (0, 1), value=-100)
 
 
 class SeqmixPreTrainedModel(PreTrainedModel):
@@ -198,6 +206,8 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         document_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        return_logits: bool = True,
+        loss_by_token: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and a loss where labels are given; other arguments as in `SeqmixModel.forward`.
@@ -206,6 +216,8 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
             labels: (batch, time), the tokens themselves; each position is scored on the next one.
             shift_labels: (batch, time), targets that are shifted already; -100 is left out of the mean.
             logits_to_keep: how many positions from the end get logits (0: all), or their indices.
+            return_logits: False, with labels: only the loss is wanted, and the logits of all positions are never held.
+            loss_by_token: with return_logits=False: the loss is (batch, time), 0 where a target is left out.
         """
         outputs = self.model(
             input_ids,
@@ -216,6 +228,14 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
             document_ids,
         )
         hidden = outputs.last_hidden_state
+        if not return_logits:
+            targets = _shifted(labels) if shift_labels is None else shift_labels
+            if targets is None:
+                raise InputError("return_logits=False leaves nothing to return without labels: give labels")
+            alone = self._loss_alone(hidden, targets, loss_by_token, **kwargs)
+            return CausalLMOutputWithPast(loss=alone, logits=None, past_key_values=outputs.past_key_values)
+        if loss_by_token:
+            raise InputError("loss_by_token=True needs return_logits=False: with logits the loss is a mean")
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, kept, :])
         loss = None
@@ -225,6 +245,30 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
                 logits, labels, vocab_size=self.config.vocab_size, shift_labels=shift_labels, **kwargs
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def _loss_alone(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        by_token: bool,
+        num_items_in_batch: Tensor | int | None = None,
+        ignore_index: int = -100,
+        **kwargs: Any,
+    ) -> Tensor:
+        """As `loss_function` from logits gives it, without holding them."""
+        if type(self.lm_head) is not nn.Linear or self.lm_head.bias is not None:
+            # An adapter or a quantised head has a forward of its own.
+            logits = self.lm_head(hidden)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+            losses = F.cross_entropy(wide, targets.flatten(), ignore_index=ignore_index, reduction="none")
+            if by_token:
+                return losses.view(targets.shape)
+            count = (targets != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
+            return losses.sum() / count
+        weight = self.lm_head.weight
+        if by_token:
+            return linear_token_losses(hidden, weight, targets, ignore_index=ignore_index)
+        return linear_cross_entropy(hidden, weight, targets, divisor=num_items_in_batch, ignore_index=ignore_index)
 
     def init_state(
         self,

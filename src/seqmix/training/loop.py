@@ -179,6 +179,7 @@ class Training:
                 shift_labels=self._place(batch.targets),
                 document_ids=documents,
                 use_cache=False,
+                return_logits=False,
             ).loss
 
     def _place(self, tensor: Tensor) -> Tensor:

@@ -1,0 +1,257 @@
+"""The loss of a language model's head in chunks of tokens: logits exist for one chunk at a time.
+
+The gradient of a mean is known as soon as a chunk's logits are, up to one factor, so the forward pass takes it along:
+
+    p = softmax(logits);   g = (p - onehot(target)) / divisor;   grad_hidden = g weight;   grad_weight += g^T hidden
+
+and the backward pass only multiplies by the gradient of the loss. Losses of single tokens have a factor each, so
+their backward pass forms the logits of each chunk once more.
+
+Shapes: N tokens, C tokens of a chunk, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_LOGITS = 1 << 23
+"""Logits held at once, 32 MiB in float32: few enough for a large cache, enough for the products' full rate."""
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Tokens of a chunk: a multiple of 64, and 64 at least."""
+    return max(64, CHUNK_LOGITS // max(1, vocabulary) // 64 * 64)
+
+
+class _Head:
+    """The operands in the precision of the products, chunk by chunk."""
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore_index: int, dtype: torch.dtype):
+        self.hidden_ND, self.targets_N, self.ignore_index, self.dtype = hidden_ND, targets_N, ignore_index, dtype
+        self.weight_VD = weight_VD.to(dtype)
+        rows = min(chunk_rows(weight_VD.shape[0]), hidden_ND.shape[0])
+        self._buffer_CV = hidden_ND.new_empty(rows, weight_VD.shape[0], dtype=dtype)
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+        """(rows, hidden (C, D), logits (C, V) in float32, targets (C, 1), kept (C, 1)); left out targets are 0."""
+        size = max(1, self._buffer_CV.shape[0])
+        for first in range(0, self.hidden_ND.shape[0], size):
+            rows = slice(first, min(first + size, self.hidden_ND.shape[0]))
+            hidden_CD = self.hidden_ND[rows].to(self.dtype)
+            logits_CV = self._buffer_CV[: len(hidden_CD)]
+            torch.mm(hidden_CD, self.weight_VD.t(), out=logits_CV)
+            targets_C1 = self.targets_N[rows, None]
+            kept_C1 = targets_C1 != self.ignore_index
+            yield rows, hidden_CD, logits_CV.float(), targets_C1.where(kept_C1, 0), kept_C1
+
+
+def _losses(logits_CV: Tensor, targets_C1: Tensor, kept_C1: Tensor) -> tuple[Tensor, Tensor]:
+    """(losses, log of the sum of exp), both (C, 1)."""
+    total_C1 = torch.logsumexp(logits_CV, dim=1, keepdim=True)
+    return (total_C1 - logits_CV.gather(1, targets_C1)).where(kept_C1, 0.0), total_C1
+
+
+def _gradient(logits_CV: Tensor, targets_C1: Tensor, total_C1: Tensor, factor_C1: Tensor) -> Tensor:
+    """(softmax - onehot) * factor, in place of the logits."""
+    probability_CV = logits_CV.sub_(total_C1).exp_().mul_(factor_C1)
+    return probability_CV.scatter_add_(1, targets_C1, -factor_C1)
+
+
+class _Gradients:
+    """Sums up the gradients of hidden and weight that are asked for; the weight's in float32."""
+
+    def __init__(self, head: _Head, weight_VD: Tensor, hidden: bool, weight: bool) -> None:
+        self.head, self._weight_dtype = head, weight_VD.dtype
+        self._hidden_ND = torch.empty_like(head.hidden_ND if hidden else head.hidden_ND[:0])
+        shape = weight_VD.shape if weight else (0, weight_VD.shape[1])
+        self._weight_VD = weight_VD.new_zeros(shape, dtype=torch.float32)
+        self.hidden, self.weight = hidden, weight
+
+    def add(self, rows: slice, hidden_CD: Tensor, gradient_CV: Tensor) -> None:
+        gradient_CV = gradient_CV.to(self.head.dtype)
+        if self.hidden:
+            self._hidden_ND[rows] = gradient_CV @ self.head.weight_VD
+        if self.weight and self.head.dtype == torch.float32:
+            self._weight_VD.addmm_(gradient_CV.t(), hidden_CD)
+        elif self.weight:
+            self._weight_VD += gradient_CV.t() @ hidden_CD
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        return self._hidden_ND, self._weight_VD.to(self._weight_dtype)
+
+
+@torch.library.custom_op("seqmix::linear_cross_entropy", mutates_args=())
+def _summed_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    divisor: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    wants_hidden: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, its gradients of hidden and weight; those that are not wanted have no rows)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = _Head(hidden, weight, targets, ignore_index, dtype)
+        gradients = _Gradients(head, weight, wants_hidden, wants_weight)
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        for rows, hidden_CD, logits_CV, targets_C1, kept_C1 in head.chunks():
+            losses_C1, total_C1 = _losses(logits_CV, targets_C1, kept_C1)
+            loss += losses_C1.sum()
+            if wants_hidden or wants_weight:
+                factor_C1 = torch.where(kept_C1, 1 / divisor, 0.0)
+                gradients.add(rows, hidden_CD, _gradient(logits_CV, targets_C1, total_C1, factor_C1))
+    return loss / divisor, *gradients.result()
+
+
+@_summed_loss.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    divisor: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    wants_hidden: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        hidden.new_empty((), dtype=torch.float32),
+        torch.empty_like(hidden if wants_hidden else hidden[:0]),
+        weight.new_empty(weight.shape if wants_weight else (0, weight.shape[1])),
+    )
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.wants = inputs[-2:]
+    # As outputs they lead a second derivative back to this function, which then refuses it.
+    ctx.save_for_backward(*output[1:])
+
+
+def _scale_gradients(
+    ctx: Any, grad: Tensor | None, *of_gradients: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None, None]:
+    if any(one is not None for one in of_gradients):
+        raise RuntimeError(
+            "the chunked cross-entropy has no second derivative: use implementation='reference' for that"
+        )
+    scaled = [
+        (one * grad.to(one.dtype)) if wanted and grad is not None else None
+        for one, wanted in zip(ctx.saved_tensors, ctx.wants, strict=True)
+    ]
+    return scaled[0], scaled[1], None, None, None, None, None, None
+
+
+_summed_loss.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+
+
+@torch.library.custom_op("seqmix::linear_token_losses", mutates_args=())
+def _token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(losses, log of the sum of exp), both (N,) in float32."""
+    losses, totals = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows, _, logits_CV, targets_C1, kept_C1 in _Head(hidden, weight, targets, ignore_index, dtype).chunks():
+            losses_C1, total_C1 = _losses(logits_CV, targets_C1, kept_C1)
+            losses[rows], totals[rows] = losses_C1[:, 0], total_C1[:, 0]
+    return losses, totals
+
+
+@_token_losses.register_fake
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    like = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    return like, torch.empty_like(like)
+
+
+@torch.library.custom_op("seqmix::linear_token_losses_backward", mutates_args=())
+def _token_losses_backward(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    totals: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    wants_hidden: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = _Head(hidden, weight, targets, ignore_index, dtype)
+        gradients = _Gradients(head, weight, wants_hidden, wants_weight)
+        for rows, hidden_CD, logits_CV, targets_C1, kept_C1 in head.chunks():
+            factor_C1 = grad[rows, None].where(kept_C1, 0.0)
+            gradients.add(rows, hidden_CD, _gradient(logits_CV, targets_C1, totals[rows, None], factor_C1))
+    return gradients.result()
+
+
+@_token_losses_backward.register_fake
+def _(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    totals: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    wants_hidden: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(hidden if wants_hidden else hidden[:0]),
+        weight.new_empty(weight.shape if wants_weight else (0, weight.shape[1])),
+    )
+
+
+def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    hidden, weight, targets, ctx.ignore_index, ctx.dtype = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(hidden, weight, targets, output[1])
+
+
+def _token_gradients(
+    ctx: Any, grad: Tensor, of_totals: Tensor
+) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    wants = ctx.needs_input_grad[:2]
+    found = _token_losses_backward(grad, *ctx.saved_tensors, ctx.ignore_index, ctx.dtype, *wants)
+    hidden, weight = (one if wanted else None for one, wanted in zip(found, wants, strict=True))
+    return hidden, weight, None, None, None
+
+
+_token_losses.register_autograd(_token_gradients, setup_context=_keep_operands)
+
+
+def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """The precision that a linear layer would compute in: autocast's where that is on."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}: give both in one precision")
+    return hidden.dtype
+
+
+def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore_index: int) -> Tensor:
+    """As the reference's, in float32."""
+    return _token_losses(hidden_ND, weight_VD, targets_N, ignore_index, _product_dtype(hidden_ND, weight_VD))[0]
+
+
+def summed_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, divisor: Tensor, ignore_index: int) -> Tensor:
+    """As the reference's, in float32; a second derivative is refused."""
+    wants = torch.is_grad_enabled()
+    return _summed_loss(
+        hidden_ND,
+        weight_VD,
+        targets_N,
+        divisor,
+        ignore_index,
+        _product_dtype(hidden_ND, weight_VD),
+        wants and hidden_ND.requires_grad,
+        wants and weight_VD.requires_grad,
+    )[0]
