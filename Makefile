@@ -28,7 +28,7 @@ $(ENV): pyproject.toml constraints.txt CMakeLists.txt
 
 # After a change of the C++ sources.
 native: $(ENV)
-	$(BIN)/python -m pip install --quiet --no-deps -e .
+	cmake -S . -B build/native -G Ninja && cmake --build build/native && cmake --install build/native
 
 demo: $(ENV)
 	$(BIN)/seqmix compare --data python-stdlib --models transformer,convsamba,gated_conv,convtransformer,mamba2 \

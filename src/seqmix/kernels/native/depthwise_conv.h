@@ -1,14 +1,31 @@
 // The depthwise dilated convolution on a CPU: what a call is given. Sizes and strides count elements.
 //
-//     y[b, t, c] = bias[c] + sum_k weight[c, k] * x[b, t + offset_c + k * dilation_c, c]
+//     z[b, t, c] = bias[c] + sum_k weight[c, k] * value[b, t + offset_c + k * dilation_c, c]
 //
 // over the sources inside the run of t. A causal convolution has offset -(K - 1) * dilation, its input gradient
-// offset 0 with the kernel turned round, a centred one -floor((K - 1) * dilation / 2).
+// offset 0 with the kernel turned round, a centred one -floor((K - 1) * dilation / 2). Gates are computed on the
+// way: value from up to three tensors, the results from z and up to three tensors.
 #pragma once
 
 #include <cstdint>
 
 enum SeqmixStorage { SEQMIX_FLOAT32 = 0, SEQMIX_BFLOAT16 = 1 };
+
+// value = in[0]; in[0] * in[1]; in[0] * silu(in[1]) * in[2]
+enum SeqmixConvSource { SEQMIX_PLAIN = 0, SEQMIX_PRODUCT = 1, SEQMIX_SWIGLU = 2 };
+
+// out[0] = z
+// out[0] = z * with[0]
+// out[0] = z * with[0], out[1] = z * with[1]
+// out[0] = z * silu(with[0]) * with[1]
+// out[0] = z * with[2] * silu'(with[0]) * with[1], out[1] = z * with[2] * silu(with[0])
+enum SeqmixConvSink { SEQMIX_STORE = 0, SEQMIX_TIMES = 1, SEQMIX_TIMES_BOTH = 2, SEQMIX_GATE = 3, SEQMIX_GATE_GRADIENT = 4 };
+
+// A (batch, time, dim) tensor with contiguous channels.
+struct SeqmixStream {
+    void* data;
+    int64_t batch_stride, time_stride;
+};
 
 // Neighbouring channels first ... last - 1 of one dilation. Their ring has `length` slots of (last - first)
 // channels and starts at `ring` in a row of the past.
@@ -18,19 +35,24 @@ struct SeqmixConvGroup {
 
 struct SeqmixConv {
     int64_t batch, time, dim, kernel;
-    int64_t storage;             // of x, y and past
-    const void* x;               // (batch, time, dim), channels contiguous
-    int64_t x_batch, x_time;     // strides
-    void* y;                     // forward: the result; weight gradient: the gradient of the result, read only
-    int64_t y_batch, y_time;
-    const float* weight;         // (kernel, dim): tap-major
-    float* grad_weight;          // (kernel, dim), written by the weight gradient
-    const float* bias;           // (dim) or null
+    int64_t storage;  // of all streams and of past
+    int64_t source;
+    SeqmixStream in[3];
+    int64_t sink;
+    SeqmixStream with[3], out[2];
+    // Of the weight gradient: the gradient of z, computed as a source is.
+    int64_t grad_source;
+    SeqmixStream grad[3];
+    float* grad_weight;  // (dim, kernel)
+    float* grad_bias;    // (dim), or null
+    const float* weight;  // (dim, kernel)
+    int64_t turned;       // whether taps are taken from the last to the first
+    const float* bias;    // (dim), or null
     const SeqmixConvGroup* groups;
     int64_t num_groups;
-    const int64_t* runs;         // (batch, time), equal exactly within one document, or null: one run a row
-    const void* past;            // (batch, past_size) rings that the run 0 of each row continues, or null
+    const int64_t* runs;  // (batch, time), equal exactly within one document, or null: one run a row
+    const void* past;     // (batch, past_size) rings of values that the run 0 of each row continues, or null
     int64_t past_size;
-    const int64_t* position;     // (batch): positions already read, with past
+    const int64_t* position;  // (batch): positions already read, with past
     int64_t threads;
 };

@@ -42,4 +42,11 @@ inline __attribute__((unused)) Vector softplus(Vector x) {
     return above + broadcast(2.0f) * s * p;
 }
 
+// The sum of all lanes.
+inline __attribute__((unused)) float sum_of(Vector x) {
+    float sum = 0.0f;
+    for (int lane = 0; lane < LANES; ++lane) sum += x[lane];
+    return sum;
+}
+
 }  // namespace
