@@ -10,7 +10,7 @@ from seqmix.generation.text import text_stream
 from seqmix.generation.weights import WEIGHT_TYPES, WeightType, check_weight_type
 from seqmix.models import SeqmixForCausalLM
 
-ENGINES = ("torch",)
+ENGINES = ("torch", "onnx")
 
 
 def create_engine(name: str, model: SeqmixForCausalLM, *, weights: str = "f32", threads: int | None = None) -> Engine:
@@ -28,6 +28,14 @@ def create_engine(name: str, model: SeqmixForCausalLM, *, weights: str = "f32", 
         raise InputError(f"threads is {threads}: it must be at least 1")
     if name == "torch":
         return TorchEngine(model, kind)
+    if name == "onnx":
+        try:
+            from seqmix.generation.onnx_engine import OnnxEngine
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"the engine onnx needs the package {error.name!r}: pip install 'seqmix[export]', or choose torch"
+            ) from error
+        return OnnxEngine(model, kind, threads=threads)
     raise unknown_name("engine", name, ENGINES)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqmix.errors import unknown_name
+from seqmix.export.int8 import to_int8
 from seqmix.mixers.recurrent import LSTM
 from seqmix.models import SeqmixForCausalLM
 
@@ -29,14 +30,6 @@ def check_weight_type(weights: str) -> WeightType:
     if weights not in WEIGHT_TYPES:
         raise unknown_name("weight type", weights, WEIGHT_TYPES)
     return weights
-
-
-def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 values (out, in) and float32 scales (out,) of a matrix; a row of zeros has scale 0."""
-    wide = weight.detach().float()
-    scales = wide.abs().amax(dim=1) / 127
-    quotients = wide / torch.where(scales > 0, scales, 1)[:, None]
-    return quotients.round().clamp(-127, 127).to(torch.int8), scales
 
 
 def round_matrix(weight: Tensor, weights: WeightType) -> Tensor:
