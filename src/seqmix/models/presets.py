@@ -137,7 +137,6 @@ PRESETS = {
             summary="RoPE on the embedding, LayerNorm, dilated depthwise convolution of kernel 32 times a SwiGLU gate",
             build=_convsamba,
             rate=3e-3,
-            width_multiple=2,
             depth_factor=2.0,
         ),
         Preset(
@@ -145,7 +144,6 @@ PRESETS = {
             summary="ConvSamba without RoPE, with kernel 4 and dilations 1, 4, 16 by layer",
             build=_convsamba_short,
             rate=3e-3,
-            width_multiple=2,
             depth_factor=2.0,
         ),
         Preset(
