@@ -17,7 +17,10 @@ Convolution = Callable[[Tensor, Tensor, int], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A package besides torch and transformers. module: how it is imported. measured_in: the measurements in which it stands beside seqmix."""
+    """A package besides torch and transformers.
+
+    module: how it is imported. measured_in: the measurements in which it stands beside seqmix.
+    """
 
     package: str
     module: str

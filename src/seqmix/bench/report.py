@@ -125,4 +125,57 @@ def _kernels(document: Row) -> list[Table]:
     return found
 
 
-_TABLES: dict[str, Callable[[Row], list[Table]]] = {"kernels": _kernels}
+def _train(document: Row) -> list[Table]:
+    found = []
+    for (context, batch), rows in groupby(document["rows"], key=lambda row: (row["context"], row["batch_size"])):
+        listed = list(rows)
+        others = list(dict.fromkeys(name for row in listed for name in row["memory_over"]))
+        of = f"{_plural(batch, 'row')} of {context:,} tokens"
+        if any(row["faster_than"] or row["tokens_per_second"] for row in listed):
+            found.append(_speeds(f"training steps, {of}", listed, others, ["model"]))
+        found.append(
+            Table(
+                title=f"peak memory of training, {of}",
+                columns=["model", *(f"÷ {name}" for name in others), "bytes"],
+                rows=[
+                    (
+                        row["model"],
+                        *(_short(row["memory_over"][name]) if name in row["memory_over"] else "-" for name in others),
+                        units.size(row["peak_memory_bytes"]),
+                    )
+                    for row in listed
+                ],
+            )
+        )
+    return found
+
+
+def _speeds(title: str, rows: Sequence[Row], others: Sequence[str], names: Sequence[str]) -> Table:
+    """Tokens per second, and how many times faster than the others; the quartiles where there is room for them."""
+    show = spread if len(others) <= 3 else median
+    return Table(
+        title=title,
+        columns=[*names, *(f"× {name}" for name in others), "tokens/s"],
+        rows=[
+            (
+                *(row[name] for name in names),
+                *(show(row["faster_than"].get(name)) for name in others),
+                median(row["tokens_per_second"]),
+            )
+            for row in rows
+        ],
+        left=names[1:],
+    )
+
+
+def _decode(document: Row) -> list[Table]:
+    found = []
+    words = {"decode": "generating after {:,} tokens, one row", "prefill": "reading a prompt of {:,} tokens"}
+    for (kind, context), rows in groupby(document["rows"], key=lambda row: (row["kind"], row["context"])):
+        listed = list(rows)
+        others = list(dict.fromkeys(name for row in listed for name in row["faster_than"]))
+        found.append(_speeds(words[kind].format(context), listed, others, ["model", "engine"]))
+    return found
+
+
+_TABLES: dict[str, Callable[[Row], list[Table]]] = {"kernels": _kernels, "train": _train, "decode": _decode}

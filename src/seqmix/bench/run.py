@@ -16,19 +16,28 @@ from seqmix.errors import InputError, unknown_name
 BENCHES = ("kernels", "train", "decode", "scaling")
 PRECISIONS = ("float32", "bfloat16")
 
+_USERS = {
+    "sizes": ("kernels",),
+    "models": ("train", "decode", "scaling"),
+    "contexts": ("train", "decode", "scaling"),
+    "engines": ("decode",),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
     """What is measured. None takes the measurement's own default.
 
     bench: one of `BENCHES`. sizes: of convolutions, for kernels alone. models: presets, or mixers for scaling.
-    contexts, params, vocab_size: for models. threads, rounds, budget_seconds, device, precision: for all.
+    contexts, params, vocab_size: for models. engines: for decode. threads, rounds, budget_seconds, device,
+    precision: for all.
     """
 
     bench: str | None
     sizes: tuple[str, ...] | None = None
     models: tuple[str, ...] | None = None
     contexts: tuple[int, ...] | None = None
+    engines: tuple[str, ...] | None = None
     params: str = "10M"
     vocab_size: int = 258
     threads: int | None = None
@@ -77,4 +86,15 @@ def run(settings: BenchSettings, display: Display) -> Row:
         from seqmix.bench.kernels import bench_kernels
 
         return bench_kernels(display, **settings.options("sizes"), **common)
+    sized = settings.options("models", "contexts", "engines")
+    if settings.bench in ("train", "decode"):
+        sized |= {"params": settings.params, "vocab_size": settings.vocab_size}
+    if settings.bench == "train":
+        from seqmix.bench.train import bench_train
+
+        return bench_train(display, **sized, **common)
+    if settings.bench == "decode":
+        from seqmix.bench.decode import bench_decode
+
+        return bench_decode(display, **sized, **common)
     raise InputError(f"{settings.bench} is not there yet")

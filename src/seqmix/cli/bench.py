@@ -16,6 +16,7 @@ def bench(
         str | None, typer.Option(help="train, decode: models of `seqmix list`; scaling: mixers; with commas.")
     ] = None,
     contexts: Annotated[str | None, typer.Option(help="train, decode, scaling: tokens, such as 512,4k.")] = None,
+    engines: Annotated[str | None, typer.Option(help="decode: torch, onnx, generate; with commas. [all]")] = None,
     params: Annotated[str, typer.Option(help="train, decode: size without the embedding.")] = "10M",
     vocab_size: Annotated[str, typer.Option(help="train, decode: tokens of the vocabulary.")] = "258",
     threads: Annotated[int | None, typer.Option(help="CPU threads, the same for all. [as many as torch takes]")] = None,
@@ -59,6 +60,7 @@ def bench(
         sizes=_words(sizes),
         models=_words(models),
         contexts=None if contexts is None else tuple(map(_length, _words(contexts) or ())),
+        engines=_words(engines),
         params=params,
         vocab_size=parse_size(vocab_size),
         threads=threads,
