@@ -98,7 +98,7 @@ class _Builder:
             name=f"layers.{self.layer}.past",
             layer=self.layer,
             dilations=dilations,  # type: ignore[arg-type]
-            weight=_plain(weight),
+            taps=_plain(weight.T),
             bias=_or_none(bias),
         )
         assert ring.dilations.order is None, f"{type(mixer).__name__} keeps equal dilations beside each other"
@@ -157,13 +157,9 @@ def _(mixer: ConvSamba, build: _Builder, x: Span, add: Span) -> Span:
 def _(mixer: Attention, build: _Builder, x: Span, add: Span) -> Span:
     width, groups = mixer.head_dim, mixer.groups
     of_heads, of_groups = mixer.heads * width, groups * width
-    scale = 1 / math.sqrt(width)
     projections = (mixer.q_proj, mixer.k_proj, mixer.v_proj)
-    scales = (scale, 1.0, 1.0)
-    weight = torch.cat([_plain(one.weight) * by for one, by in zip(projections, scales, strict=True)])
-    bias = None
-    if mixer.config.bias:
-        bias = torch.cat([_plain(one.bias) * by for one, by in zip(projections, scales, strict=True)])
+    weight = torch.cat([one.weight for one in projections])
+    bias = torch.cat([one.bias for one in projections]) if mixer.config.bias else None
     projected = build.linear(x, weight, bias)
     both, v = projected.split(of_heads + of_groups, of_groups)
     if mixer.config.rope:
@@ -173,7 +169,7 @@ def _(mixer: Attention, build: _Builder, x: Span, add: Span) -> Span:
         name=f"layers.{build.layer}", layer=build.layer, groups=groups, width=width, window=mixer.config.window
     )
     build.caches.append(cache)
-    mixed = build.put(Attend(out=build.vector(of_heads), q=q, k=k, v=v, cache=cache))
+    mixed = build.put(Attend(out=build.vector(of_heads), q=q, k=k, v=v, scale=1 / math.sqrt(width), cache=cache))
     return build.linear(mixed, mixer.o_proj.weight, mixer.o_proj.bias, add)
 
 

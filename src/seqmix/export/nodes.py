@@ -115,7 +115,7 @@ def _product(graph: GraphBuilder, x: str, weight: Tensor, out: str | None) -> st
 def _(operation: Convolve, graph: GraphBuilder) -> None:
     ring, x = operation.ring, graph.of(operation.x)
     sums = graph.state_input(f"{ring.name}.sums", [1, ring.width])
-    tap = graph.constant(ring.weight[:, -1][None], "tap")
+    tap = graph.constant(ring.taps[-1:], "tap")
     graph.add("Add", [graph.add("Mul", [x, tap]), sums], operation.out.vector)
     graph.add("Identity", [x], graph.state_output(f"{ring.name}.new", [1, ring.width]))
 
@@ -156,10 +156,11 @@ def _(operation: Attend, graph: GraphBuilder) -> None:
     new_values = graph.state_output(f"{cache.name}.new_values", [groups, 1, width])
     graph.add("Reshape", [graph.of(operation.k), shape], new_keys)
     graph.add("Reshape", [graph.of(operation.v), shape], new_values)
+    q = graph.add("Mul", [graph.of(operation.q), graph.constant(np.array(operation.scale, np.float32), "scale")])
     if share == 1:
-        q_GKR = graph.reshape(graph.of(operation.q), groups, width, 1)
+        q_GKR = graph.reshape(q, groups, width, 1)
     else:
-        q_GKR = graph.add("Transpose", [graph.reshape(graph.of(operation.q), groups, share, width)], perm=[0, 2, 1])
+        q_GKR = graph.add("Transpose", [graph.reshape(q, groups, share, width)], perm=[0, 2, 1])
     before_GSR = graph.add("Add", [graph.add("MatMul", [keys, q_GKR]), mask])
     here_G1R = graph.add("MatMul", [new_keys, q_GKR])
     scores = graph.add("Concat", [here_G1R, before_GSR], axis=1)

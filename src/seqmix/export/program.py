@@ -38,18 +38,18 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ring:
-    """The past of one convolution. weight: (width, kernel) float32, the last tap is the position itself."""
+    """The past of one convolution. taps: (kernel, width) float32, the last one is the position's own."""
 
     name: str
     layer: int
     dilations: Dilations
-    weight: Tensor
+    taps: Tensor
     bias: Tensor | None
 
     @property
     def width(self) -> int:
         """Channels."""
-        return self.weight.shape[0]
+        return self.taps.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,11 +167,12 @@ class Silu(Operation):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attend(Operation):
-    """softmax(q keys^T) values for each head, with k and v of this position appended; q is scaled already."""
+    """softmax(scale * q keys^T) values for each head, with k and v of this position appended."""
 
     q: Span
     k: Span
     v: Span
+    scale: float
     cache: Cache
 
 

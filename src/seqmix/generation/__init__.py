@@ -10,7 +10,7 @@ from seqmix.generation.text import text_stream
 from seqmix.generation.weights import WEIGHT_TYPES, WeightType, check_weight_type
 from seqmix.models import SeqmixForCausalLM
 
-ENGINES = ("torch", "onnx")
+ENGINES = ("torch", "onnx", "native")
 
 
 def create_engine(name: str, model: SeqmixForCausalLM, *, weights: str = "f32", threads: int | None = None) -> Engine:
@@ -36,6 +36,10 @@ def create_engine(name: str, model: SeqmixForCausalLM, *, weights: str = "f32", 
                 f"the engine onnx needs the package {error.name!r}: pip install 'seqmix[export]', or choose torch"
             ) from error
         return OnnxEngine(model, kind, threads=threads)
+    if name == "native":
+        from seqmix.generation.native_engine import NativeEngine
+
+        return NativeEngine(model, kind, threads=threads)
     raise unknown_name("engine", name, ENGINES)
 
 

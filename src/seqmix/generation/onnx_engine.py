@@ -104,11 +104,10 @@ class OnnxEngine(Engine):
         self._session.run_with_iobinding(self._bindings[self._turn])
         for index, ring in enumerate(program.rings):
             states.enter(index, ring, self._new[index])
-        for index, cache in enumerate(program.caches):
-            arrays = states.caches[index]
+        for arrays, entries, mask in zip(states.caches, self._new_entries, self._masks, strict=True):
             slot = states.position % arrays.slots
-            arrays.keys[:, slot], arrays.values[:, slot] = (new[:, 0] for new in self._new_entries[index])
-            self._masks[index][slot] = 0
+            arrays.keys[:, slot], arrays.values[:, slot] = (new[:, 0] for new in entries)
+            mask[slot] = 0
         if self._memories:
             self._turn = 1 - self._turn
             states.memories = self._memories[self._turn]
@@ -129,8 +128,8 @@ class OnnxEngine(Engine):
         self._new_entries = [(_zeros(c.groups, 1, c.width), _zeros(c.groups, 1, c.width)) for c in program.caches]
         self._masks = [self._mask(arrays.slots) for arrays in states.caches]
         self._memories = [states.memories, [np.zeros_like(one) for one in states.memories]] if states.memories else []
-        self._turn = 0
-        self._bindings = [self._binding(turn) for turn in range(2 if self._memories else 1)]
+        self._turn: int = 0
+        self._bindings: list[Any] = [self._binding(turn) for turn in range(2 if self._memories else 1)]
 
     def _mask(self, slots: int) -> NDArray[np.float32]:
         mask = np.full((slots, 1), EMPTY_SLOT, np.float32)

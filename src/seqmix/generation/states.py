@@ -144,7 +144,7 @@ class StepStates:
     def sums(self, index: int, ring: Ring) -> NDArray[np.float32]:
         """What the next position gets from the past of a ring, and the bias: (width,)."""
         total = np.zeros(ring.width, np.float32) if ring.bias is None else ring.bias.numpy().copy()
-        taps = ring.weight.numpy()
+        taps = ring.taps.numpy()
         kernel = ring.dilations.kernel
         if kernel == 1:
             return total
@@ -152,7 +152,7 @@ class StepStates:
             held = self._ring_of(index, group.offset, group.length, group.width)
             slots = (self.position - np.arange(kernel - 1, 0, -1) * group.dilation) % group.length
             inputs = held[slots] if held.dtype == np.float32 else from_bfloat16(held[slots])
-            total[group.first : group.last] += np.einsum("kd,dk->d", inputs, taps[group.first : group.last, :-1])
+            total[group.first : group.last] += (inputs * taps[:-1, group.first : group.last]).sum(axis=0)
         return total
 
     def enter(self, index: int, ring: Ring, new: NDArray[np.float32]) -> None:
