@@ -178,4 +178,66 @@ def _decode(document: Row) -> list[Table]:
     return found
 
 
-_TABLES: dict[str, Callable[[Row], list[Table]]] = {"kernels": _kernels, "train": _train, "decode": _decode}
+def _scaling(document: Row) -> list[Table]:
+    found = []
+    for kind, rows in groupby(sorted(document["rows"], key=lambda row: row["kind"]), key=lambda row: row["kind"]):
+        listed = list(rows)
+        places = sorted({int(place) for row in listed for place in row["milliseconds"]})
+        last = places[-1]
+        found.append(
+            Table(
+                title=f"{kind}: time and memory as context to the power of",
+                columns=[
+                    "mixer",
+                    "time",
+                    "by cost",
+                    "memory",
+                    "by cost ",
+                    f"ms at {places[-1]:,}",
+                    f"at {places[-1]:,}",
+                ],
+                rows=[
+                    (
+                        row["mixer"],
+                        *_powers(row["time"]),
+                        *_powers(row["memory"]),
+                        median(row["milliseconds"].get(str(last))),
+                        units.size(row["peak_bytes"].get(str(last))),
+                    )
+                    for row in listed
+                ],
+                notes=_ranges(listed),
+            )
+        )
+    return found
+
+
+def _powers(found: Row | None) -> tuple[str, str]:
+    """The measured exponent with its standard error, and the expected one."""
+    if found is None:
+        return "-", "-"
+    mark = "" if found["is_clear"] else "*"
+    expected = "-" if found["expected"] is None else f"{found['expected']:.2f}"
+    return f"{found['value']:.2f} ± {found['error']:.2f}{mark}", expected
+
+
+def _ranges(rows: Sequence[Row]) -> list[str]:
+    """Over which contexts the exponents of time were fitted."""
+    ranges: dict[str, list[str]] = {}
+    for row in rows:
+        if row["time"] is not None:
+            ranges.setdefault(f"{row['time']['first']:,} to {row['time']['last']:,}", []).append(row["mixer"])
+    lines = [
+        "Time was fitted over contexts " + "; ".join(f"{r} ({', '.join(names)})" for r, names in ranges.items()) + "."
+    ]
+    if any(found is not None and not found["is_clear"] for row in rows for found in (row["time"], row["memory"])):
+        lines.append("*: what does not grow is still more than a quarter there, so the exponent is too low.")
+    return lines
+
+
+_TABLES: dict[str, Callable[[Row], list[Table]]] = {
+    "kernels": _kernels,
+    "train": _train,
+    "decode": _decode,
+    "scaling": _scaling,
+}

@@ -97,4 +97,6 @@ def run(settings: BenchSettings, display: Display) -> Row:
         from seqmix.bench.decode import bench_decode
 
         return bench_decode(display, **sized, **common)
-    raise InputError(f"{settings.bench} is not there yet")
+    from seqmix.bench.scaling import bench_scaling
+
+    return bench_scaling(display, **sized, **common)
