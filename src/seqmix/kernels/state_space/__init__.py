@@ -1,6 +1,7 @@
 """The state space with a scalar decay per head and input-dependent B, C and dt: Mamba-2's core (arXiv 2405.21060).
 
-`reference.py` is the specification, a loop; `chunked.py` the fast form, matrix products over chunks of time.
+`reference.py` is the specification, a loop; `chunked.py` the fast form, matrix products over chunks of time;
+`installed.py` the kernels of other packages on a GPU, where they are there.
 
 Shapes: B batch, T time, H heads, P head width, G groups of heads that share B and C, N state.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqmix.kernels.state_space import chunked, reference
+from seqmix.kernels.state_space import chunked, installed, reference
 from seqmix.kernels.state_space.chunked import chunks_of
 
 IMPLEMENTATIONS = {"reference": reference.scan, "chunked": chunked.scan}
@@ -31,7 +32,8 @@ def state_space_scan(
 ) -> tuple[Tensor, Tensor]:
     """h[t] = exp(dt[t] A) h[t-1] + dt[t] x[t] (outer) B[t];  y[t] = h[t] · C[t] + D x[t], for every head.
 
-    Computed in float32 whatever the inputs are (in float64 for float64).
+    Computed in float32 whatever the inputs are (in float64 for float64), but for the products that a GPU kernel of
+    another package makes of 16-bit inputs, which it sums in float32.
 
     Args:
         x: (batch, time, heads, width).
@@ -41,7 +43,8 @@ def state_space_scan(
         state: (batch, heads, width, size), where an earlier piece ended; it is not changed. None is zero.
         runs: (batch, time) integers that differ between documents; 0 continues the state's document.
         chunk: positions handled at once by the chunked form.
-        implementation: "chunked", "reference", or None: the loop for float64, else chunked.
+        implementation: "chunked", "reference", "mamba_ssm" or "fla"; None takes the loop for float64, a GPU kernel
+            of those two packages where that applies (see `installed.py`), else chunked.
 
     Returns:
         y (batch, time, heads, width) in the type of x, and the state after the last position.
@@ -51,9 +54,11 @@ def state_space_scan(
     """
     _check(x, dt, A, B, C, D, chunk)
     if implementation is None:
-        implementation = "reference" if x.dtype == torch.float64 else "chunked"
+        implementation = "reference" if x.dtype == torch.float64 else installed.choose(x) or "chunked"
+    if implementation in installed.KERNELS:
+        return installed.scan(implementation, x, dt, A, B, C, D, state, runs)
     if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
+        known = ", ".join([*IMPLEMENTATIONS, *installed.KERNELS])
         raise ValueError(f"implementation {implementation!r} is not available here: choose one of {known}")
     wide = torch.promote_types(x.dtype, torch.float32)
     if state is None:
