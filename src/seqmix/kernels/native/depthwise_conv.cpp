@@ -70,7 +70,6 @@ struct Tile {
     int64_t taps() const { return last - first; }
     int64_t sources() const { return taps() ? taps() + outputs - 1 : 0; }
     int64_t source(int64_t j) const { return t + group.offset + (first + j) * group.dilation; }
-    int64_t output(int64_t i) const { return t + i * group.dilation; }
 };
 
 // Calls work(tile) for every tile of a piece.
@@ -123,27 +122,44 @@ inline __attribute__((always_inline)) void for_each_vector(int64_t channels, con
     }
 }
 
-// The value at one position, a block of channels, as floats; channels beyond the group become zero.
+// The values of `count` positions, `step` apart, a block of channels each, in consecutive rows of floats; channels
+// beyond the group become zero.
 template <typename Number>
-inline __attribute__((always_inline)) void read_value(
-    int64_t source, const SeqmixStream* in, int64_t row, int64_t t, int64_t channel, int64_t channels, float* value) {
-    const Number* first = at<Number>(in[0], row, t, channel);
-    if (source == SEQMIX_PLAIN) {
-        for_each_vector(channels, [&](auto lanes, int c) { store(value + c, lanes.read(first + c)); });
-        return;
-    }
-    const Number* second = at<Number>(in[1], row, t, channel);
-    if (source == SEQMIX_PRODUCT) {
-        for_each_vector(channels, [&](auto lanes, int c) {
-            store(value + c, lanes.read(first + c) * lanes.read(second + c));
+void read_values(int64_t source, const SeqmixStream* in, int64_t row, int64_t t, int64_t step, int64_t count,
+                 int64_t channel, int64_t channels, float* values) {
+    const Number* a = at<Number>(in[0], row, t, channel);
+    const Number* b = source == SEQMIX_PLAIN ? a : at<Number>(in[1], row, t, channel);
+    const Number* c = source == SEQMIX_SWIGLU ? at<Number>(in[2], row, t, channel) : a;
+    const int64_t a_step = in[0].time_stride * step, b_step = in[1].time_stride * step,
+                  c_step = in[2].time_stride * step;
+    const auto each_row = [&](const auto& value) {
+        for (int64_t i = 0; i < count; ++i, values += BLOCK, a += a_step, b += b_step, c += c_step) {
+            // The next block of these channels is read after the sums of this one, time enough for the memory.
+            __builtin_prefetch(a + BLOCK);
+            if (source != SEQMIX_PLAIN) __builtin_prefetch(b + BLOCK);
+            if (source == SEQMIX_SWIGLU) __builtin_prefetch(c + BLOCK);
+            value();
+        }
+    };
+    if (channels < BLOCK) std::memset(values, 0, sizeof(float) * BLOCK * count);
+    if (source == SEQMIX_PLAIN && channels == BLOCK)
+        each_row([&] {
+#pragma GCC unroll 4
+            for (int v = 0; v < BLOCK; v += LANES) store(values + v, load(a + v));
         });
-        return;
-    }
-    const Number* third = at<Number>(in[2], row, t, channel);
-    for_each_vector(channels, [&](auto lanes, int c) {
-        const Vector a = lanes.read(second + c);
-        store(value + c, lanes.read(first + c) * a * sigmoid(a) * lanes.read(third + c));
-    });
+    else if (source == SEQMIX_PLAIN)
+        each_row([&] { for_each_vector(channels, [&](auto lanes, int v) { store(values + v, lanes.read(a + v)); }); });
+    else if (source == SEQMIX_PRODUCT)
+        each_row([&] {
+            for_each_vector(channels, [&](auto lanes, int v) { store(values + v, lanes.read(a + v) * lanes.read(b + v)); });
+        });
+    else
+        each_row([&] {
+            for_each_vector(channels, [&](auto lanes, int v) {
+                const Vector gate = lanes.read(b + v);
+                store(values + v, lanes.read(a + v) * gate * sigmoid(gate) * lanes.read(c + v));
+            });
+        });
 }
 
 inline void set_zero(float* value, int64_t rows) { std::memset(value, 0, sizeof(float) * BLOCK * rows); }
@@ -171,50 +187,73 @@ void pack_sources(const SeqmixConv& conv, const Tile& tile, int64_t channel, int
         std::memset(value, 0, sizeof(float) * BLOCK);
         for_each_vector(channels, [&](auto lanes, int c) { store(value + c, lanes.read(ring + c)); });
     }
-    for (int64_t j = inside; j < beyond; ++j)
-        read_value<Number>(conv.source, conv.in, run.row, tile.source(j), channel, channels, values + j * BLOCK);
+    read_values<Number>(conv.source, conv.in, run.row, tile.source(inside), group.dilation, beyond - inside, channel,
+                        channels, values + inside * BLOCK);
     set_zero(values + beyond * BLOCK, count - beyond);
 }
 
-// Writes z of one position, as the sink says.
+// How many tensors each sink reads and writes.
+constexpr int FACTORS[] = {0, 1, 2, 2, 3};
+constexpr int RESULTS[] = {1, 1, 2, 1, 2};
+
+// Writes z of `count` positions, `step` apart, as the sink says.
 template <typename Number>
-inline __attribute__((always_inline)) void write_results(
-    const SeqmixConv& conv, int64_t row, int64_t t, int64_t channel, int64_t channels, const float* z) {
+void write_results(const SeqmixConv& conv, int64_t row, int64_t t, int64_t step, int64_t count, int64_t channel,
+                   int64_t channels, const float* z) {
     Number* first = to<Number>(conv.out[0], row, t, channel);
-    if (conv.sink == SEQMIX_STORE) {
-        for_each_vector(channels, [&](auto lanes, int c) { lanes.write(first + c, load(z + c)); });
-        return;
+    Number* second = RESULTS[conv.sink] > 1 ? to<Number>(conv.out[1], row, t, channel) : first;
+    const Number* factors[3] = {};
+    for (int f = 0; f < FACTORS[conv.sink]; ++f) factors[f] = at<Number>(conv.with[f], row, t, channel);
+    const Number *a = factors[0], *b = factors[1], *c = factors[2];
+    const int64_t a_step = conv.with[0].time_stride * step, b_step = conv.with[1].time_stride * step,
+                  c_step = conv.with[2].time_stride * step;
+    const int64_t first_step = conv.out[0].time_stride * step, second_step = conv.out[1].time_stride * step;
+    const auto each_row = [&](const auto& write) {
+        for (int64_t i = 0; i < count; ++i, z += BLOCK, first += first_step, second += second_step, a += a_step,
+                     b += b_step, c += c_step) {
+            __builtin_prefetch(first + BLOCK, 1);
+            write();
+        }
+    };
+    const auto each_vector = [&](const auto& write) {
+        each_row([&] { for_each_vector(channels, write); });
+    };
+    switch (conv.sink) {
+        case SEQMIX_STORE:
+            if (channels == BLOCK)
+                each_row([&] {
+#pragma GCC unroll 4
+                    for (int v = 0; v < BLOCK; v += LANES) store(first + v, load(z + v));
+                });
+            else
+                each_vector([&](auto lanes, int v) { lanes.write(first + v, load(z + v)); });
+            break;
+        case SEQMIX_TIMES:
+            each_vector([&](auto lanes, int v) { lanes.write(first + v, load(z + v) * lanes.read(a + v)); });
+            break;
+        case SEQMIX_TIMES_BOTH:
+            each_vector([&](auto lanes, int v) {
+                const Vector by_a = load(z + v) * lanes.read(a + v), by_b = load(z + v) * lanes.read(b + v);
+                lanes.write(first + v, by_a);
+                lanes.write(second + v, by_b);
+            });
+            break;
+        case SEQMIX_GATE:
+            each_vector([&](auto lanes, int v) {
+                const Vector gate = lanes.read(a + v);
+                lanes.write(first + v, load(z + v) * gate * sigmoid(gate) * lanes.read(b + v));
+            });
+            break;
+        case SEQMIX_GATE_GRADIENT:
+            each_vector([&](auto lanes, int v) {
+                const Vector gate = lanes.read(a + v), s = sigmoid(gate), g = load(z + v) * lanes.read(c + v);
+                const Vector slope = s * (broadcast(1.0f) + gate * (broadcast(1.0f) - s));
+                const Vector by_gate = g * slope * lanes.read(b + v), by_value = g * gate * s;
+                lanes.write(first + v, by_gate);
+                lanes.write(second + v, by_value);
+            });
+            break;
     }
-    const Number* a = at<Number>(conv.with[0], row, t, channel);
-    if (conv.sink == SEQMIX_TIMES) {
-        for_each_vector(channels, [&](auto lanes, int c) { lanes.write(first + c, load(z + c) * lanes.read(a + c)); });
-        return;
-    }
-    const Number* b = at<Number>(conv.with[1], row, t, channel);
-    if (conv.sink == SEQMIX_GATE) {
-        for_each_vector(channels, [&](auto lanes, int c) {
-            const Vector gate = lanes.read(a + c);
-            lanes.write(first + c, load(z + c) * gate * sigmoid(gate) * lanes.read(b + c));
-        });
-        return;
-    }
-    Number* second = to<Number>(conv.out[1], row, t, channel);
-    if (conv.sink == SEQMIX_TIMES_BOTH) {
-        for_each_vector(channels, [&](auto lanes, int c) {
-            const Vector value = load(z + c), by_a = value * lanes.read(a + c), by_b = value * lanes.read(b + c);
-            lanes.write(first + c, by_a);
-            lanes.write(second + c, by_b);
-        });
-        return;
-    }
-    const Number* grad = at<Number>(conv.with[2], row, t, channel);
-    for_each_vector(channels, [&](auto lanes, int c) {
-        const Vector gate = lanes.read(a + c), s = sigmoid(gate), g = load(z + c) * lanes.read(grad + c);
-        const Vector slope = s * (broadcast(1.0f) + gate * (broadcast(1.0f) - s));
-        const Vector by_gate = g * slope * lanes.read(b + c), by_value = g * gate * s;
-        lanes.write(first + c, by_gate);
-        lanes.write(second + c, by_value);
-    });
 }
 
 // Weights of each block of channels as (kernel, BLOCK), zero beyond the group, then the block's bias.
@@ -268,8 +307,8 @@ void convolve(const SeqmixConv& conv) {
                     pack_sources<Number>(conv, tile, channel, channels, values.data());
                     convolve_tile(weight + tile.first * BLOCK, weight + conv.kernel * BLOCK, tile.taps(), values.data(),
                                   tile.outputs, results);
-                    for (int64_t i = 0; i < tile.outputs; ++i)
-                        write_results<Number>(conv, tile.run.row, tile.output(i), channel, channels, results + i * BLOCK);
+                    write_results<Number>(conv, tile.run.row, tile.t, tile.group.dilation, tile.outputs, channel,
+                                          channels, results);
                 }
             });
     }
@@ -295,14 +334,12 @@ void weight_gradient(const SeqmixConv& conv) {
                     for (int64_t channel = tile.group.first; channel < tile.group.last; channel += BLOCK) {
                         const int64_t channels = std::min<int64_t>(BLOCK, tile.group.last - channel);
                         float* total = totals[thread].block(conv, pieces[p].group, channel);
-                        if (channels < BLOCK) set_zero(values.data(), tile.sources()), set_zero(grads, tile.outputs);
                         pack_sources<Number>(conv, tile, channel, channels, values.data());
-                        for (int64_t i = 0; i < tile.outputs; ++i)
-                            read_value<Number>(conv.grad_source, conv.grad, tile.run.row, tile.output(i), channel,
-                                               channels, grads + i * BLOCK);
+                        read_values<Number>(conv.grad_source, conv.grad, tile.run.row, tile.t, tile.group.dilation,
+                                            tile.outputs, channel, channels, grads);
                         set_zero(grads + tile.outputs * BLOCK, GRADIENTS);
                         set_zero(values.data() + tile.sources() * BLOCK, GRADIENTS);
-                        correlate_tile(total + tile.first * BLOCK, tile.taps(), grads, values.data(), tile.outputs);
+                            correlate_tile(total + tile.first * BLOCK, tile.taps(), grads, values.data(), tile.outputs);
                         if (conv.grad_bias) {
                             float* bias = total + conv.kernel * BLOCK;
                             for (int v = 0; v < BLOCK; v += LANES) {

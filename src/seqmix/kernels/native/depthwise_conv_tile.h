@@ -14,9 +14,9 @@ namespace {
 
 constexpr int BLOCK = 16;                 // channels of a tile
 constexpr int VECTORS = BLOCK / LANES;    // that hold them
-constexpr int OUTPUTS = REGISTERS == 32 ? 16 : 8;  // outputs and taps in registers at once
-constexpr int TAPS = REGISTERS == 32 ? 8 : 4;
 constexpr int TILE = 64;                  // outputs of a tile
+constexpr int OUTPUTS = 8;                // outputs and taps in registers at once
+constexpr int TAPS = REGISTERS == 32 ? 8 : 2;
 
 // sums[i] += sum over k < COUNT of weight[k] * source[i + k], for OUT outputs of one vector of channels.
 template <int COUNT, int OUT>
@@ -45,7 +45,7 @@ inline __attribute__((always_inline)) void convolve_outputs(
         add_taps<4, OUT>(sums, weight + k * BLOCK, source + k * BLOCK);
         k += 4;
     }
-    if (k + 2 <= taps) {
+    if (TAPS > 2 && k + 2 <= taps) {
         add_taps<2, OUT>(sums, weight + k * BLOCK, source + k * BLOCK);
         k += 2;
     }
@@ -79,8 +79,8 @@ inline void convolve_tile(
     }
 }
 
-constexpr int GRADIENTS = REGISTERS == 32 ? 8 : 4;     // gradients of outputs in registers at once
-constexpr int GRADIENT_TAPS = REGISTERS == 32 ? 16 : 8;
+constexpr int GRADIENTS = REGISTERS == 32 ? 8 : 2;  // gradients of outputs and taps in registers at once
+constexpr int GRADIENT_TAPS = 8;
 
 // total[k] += sum_i grad[i] * source[i + k] for k < COUNT; outputs is a multiple of GRADIENTS.
 template <int COUNT>
@@ -103,6 +103,8 @@ inline __attribute__((always_inline)) void correlate_taps(
     for (int k = 0; k < COUNT; ++k) store(total + k * BLOCK, load(total + k * BLOCK) + sums[k]);
 }
 
+// total[k] += sum over i < outputs of grad[i] * source[i + k] for a whole block of channels; grad and source are zero
+// up to the next multiple of GRADIENTS.
 inline void correlate_tile(float* total, int64_t taps, const float* grad, const float* source, int64_t outputs) {
     outputs = (outputs + GRADIENTS - 1) / GRADIENTS * GRADIENTS;
     for (int v = 0; v < VECTORS; ++v) {
@@ -110,10 +112,6 @@ inline void correlate_tile(float* total, int64_t taps, const float* grad, const 
         int64_t k = 0;
         for (; k + GRADIENT_TAPS <= taps; k += GRADIENT_TAPS)
             correlate_taps<GRADIENT_TAPS>(total + k * BLOCK + at, grad + at, source + k * BLOCK + at, outputs);
-        if (GRADIENT_TAPS > 8 && k + 8 <= taps) {
-            correlate_taps<8>(total + k * BLOCK + at, grad + at, source + k * BLOCK + at, outputs);
-            k += 8;
-        }
         if (k + 4 <= taps) {
             correlate_taps<4>(total + k * BLOCK + at, grad + at, source + k * BLOCK + at, outputs);
             k += 4;

@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #ifndef SEQMIX_ISA
 #error "SEQMIX_ISA names the instruction set that this file is compiled for"
 #endif
@@ -79,7 +83,7 @@ inline float to_float(bfloat16 value) {
 template <typename Number>
 inline Vector load_some(const Number* from, int count) {
     Number some[LANES] = {};
-    std::memcpy(some, from, sizeof(Number) * count);
+    for (int lane = 0; lane < count; ++lane) some[lane] = from[lane];
     return load(some);
 }
 
@@ -87,7 +91,29 @@ template <typename Number>
 inline void store_some(Number* to, Vector value, int count) {
     Number some[LANES];
     store(some, value);
-    std::memcpy(to, some, sizeof(Number) * count);
+    for (int lane = 0; lane < count; ++lane) to[lane] = some[lane];
 }
+
+#if defined(__AVX512F__)
+inline Vector load_some(const float* from, int count) {
+    return (Vector)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+}
+
+inline void store_some(float* to, Vector value, int count) {
+    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)value);
+}
+#elif defined(__AVX2__)
+inline __m256i first_lanes(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+inline Vector load_some(const float* from, int count) {
+    return (Vector)_mm256_maskload_ps(from, first_lanes(count));
+}
+
+inline void store_some(float* to, Vector value, int count) {
+    _mm256_maskstore_ps(to, first_lanes(count), (__m256)value);
+}
+#endif
 
 }  // namespace
