@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqmix.errors import SeqmixError
+from seqmix.errors import InputError
 from seqmix.export.int8 import to_int8
 from seqmix.export.lowering import lower
 from seqmix.export.program import (
@@ -36,14 +36,14 @@ from seqmix.export.program import (
 )
 from seqmix.export.program import Operation as ProgramOperation
 from seqmix.generation.engine import Engine, Logits
+from seqmix.generation.rings import ring_operation
 from seqmix.generation.states import StepStates, to_bfloat16
 from seqmix.generation.weights import WeightType
 from seqmix.kernels.library import library, why_missing
-from seqmix.kernels.step_program import HALF_PANEL, PANEL, WEIGHT_TYPES, Group, Kind, Operation, StepRunner
+from seqmix.kernels.step_program import HALF_PANEL, PANEL, WEIGHT_TYPES, Kind, Operation, StepRunner
 from seqmix.models import ModelState, SeqmixForCausalLM
 
 ALIGNMENT = 64
-_DTYPES = {"f32": np.float32, "bf16": np.uint16, "int8": np.int8}
 
 
 def pack_panels(weight: Tensor, weights: WeightType) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
@@ -118,7 +118,7 @@ class NativeEngine(Engine):
     """Steps in compiled code on the CPU; prompts are read by torch.
 
     Raises:
-        SeqmixError: the compiled kernels are not there.
+        InputError: the compiled kernels are not there.
     """
 
     name = "native"
@@ -132,7 +132,7 @@ class NativeEngine(Engine):
         ring_type: str = "f32",
     ) -> None:
         if library() is None:
-            raise SeqmixError(f"the engine native cannot run: {why_missing()}, or choose the engine onnx or torch")
+            raise InputError(f"the engine native cannot run: {why_missing()}, or choose the engine onnx or torch")
         super().__init__(model, weights)
         self.program = lower(self.model)
         self.threads = threads or torch.get_num_threads()
@@ -274,23 +274,9 @@ class NativeEngine(Engine):
     def _(self, operation: Convolve) -> None:
         ring = operation.ring
         index = self.program.rings.index(ring)
-        groups = [Group(g.first, g.last, g.dilation, g.length, g.offset) for g in ring.dilations.groups]
-        table = (Group * len(groups))(*groups)
-        self._kept.append(table)
         past = self._states.rings[index]
-        self._put(
-            Kind.CONVOLVE,
-            out=self._at(operation.out),
-            a=self._at(operation.x),
-            weight=self._constants.address(ring.taps),
-            bias=self._constants.address(ring.bias),
-            state=past.ctypes.data,
-            n=ring.width,
-            size=ring.dilations.kernel,
-            type=WEIGHT_TYPES["f32" if past.dtype == np.float32 else "bf16"],
-            groups=np.frombuffer(table, np.uint8).ctypes.data,
-            num_groups=len(groups),
-        )
+        out, x = self._at(operation.out), self._at(operation.x)
+        self._table.append(ring_operation(ring, past, self._kept, out=out, a=x))
 
     @_append.register
     def _(self, operation: Multiply) -> None:

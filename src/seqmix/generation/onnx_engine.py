@@ -17,8 +17,10 @@ from seqmix.errors import InputError
 from seqmix.export.graph import build_graph
 from seqmix.export.lowering import lower
 from seqmix.generation.engine import Engine, Logits
+from seqmix.generation.rings import CompiledRings
 from seqmix.generation.states import StepStates
 from seqmix.generation.weights import WeightType
+from seqmix.kernels.library import library
 from seqmix.models import ModelState, SeqmixForCausalLM
 
 EMPTY_SLOT = -1e30
@@ -60,6 +62,9 @@ class OnnxEngine(Engine):
         graph = build_graph(self.program, int8=weights == "int8")
         self._session = open_session(graph.SerializeToString(), threads)
         self._states = StepStates(self.program, ring_type)
+        self._rings: CompiledRings | None = None
+        self._turn = 0
+        self._bindings: list[Any] = []
         self._bind()
 
     @property
@@ -88,7 +93,7 @@ class OnnxEngine(Engine):
         self._bind()
 
     def step(self, token: int) -> Logits:
-        states, program = self._states, self.program
+        states = self._states
         if states.make_room():
             self._bind()
         self._token[0] = token
@@ -96,14 +101,18 @@ class OnnxEngine(Engine):
             angles = states.position * self._frequencies[index]
             np.cos(angles, out=cosines, casting="same_kind")
             np.sin(angles, out=sines, casting="same_kind")
-        for index, ring in enumerate(program.rings):
-            self._sums[index][:] = states.sums(index, ring)
+        if self._rings is not None:
+            self._rings.sum(token, states.position)
+        else:
+            states.sum_rings(self._sums)
         for mask, arrays in zip(self._masks, states.caches, strict=True):
             # In a window that is full, the slot that is written next holds what has just left the window.
             mask[states.position % arrays.slots] = EMPTY_SLOT
         self._session.run_with_iobinding(self._bindings[self._turn])
-        for index, ring in enumerate(program.rings):
-            states.enter(index, ring, self._new[index])
+        if self._rings is not None:
+            self._rings.enter(token, states.position)
+        else:
+            states.enter_rings(self._new)
         for arrays, entries, mask in zip(states.caches, self._new_entries, self._masks, strict=True):
             slot = states.position % arrays.slots
             arrays.keys[:, slot], arrays.values[:, slot] = (new[:, 0] for new in entries)
@@ -125,11 +134,14 @@ class OnnxEngine(Engine):
         self._angles = [(_zeros(1, len(f))[0], _zeros(1, len(f))[0]) for f in self._frequencies]
         self._sums = [_zeros(1, ring.width)[0] for ring in program.rings]
         self._new = [_zeros(1, ring.width)[0] for ring in program.rings]
+        self._rings = None
+        if program.rings and library() is not None:
+            self._rings = CompiledRings(states, self._sums, self._new, threads=1)
         self._new_entries = [(_zeros(c.groups, 1, c.width), _zeros(c.groups, 1, c.width)) for c in program.caches]
         self._masks = [self._mask(arrays.slots) for arrays in states.caches]
         self._memories = [states.memories, [np.zeros_like(one) for one in states.memories]] if states.memories else []
         self._turn: int = 0
-        self._bindings: list[Any] = [self._binding(turn) for turn in range(2 if self._memories else 1)]
+        self._bindings = [self._binding(turn) for turn in range(2 if self._memories else 1)]
 
     def _mask(self, slots: int) -> NDArray[np.float32]:
         mask = np.full((slots, 1), EMPTY_SLOT, np.float32)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqmix.errors import InputError, unknown_name
-from seqmix.export.program import Cache, Program, Ring
+from seqmix.export.program import Cache, Program
+from seqmix.kernels.depthwise_conv.channels import Group
 from seqmix.mixer import State
 from seqmix.mixers.slots import SlotState
 from seqmix.models import ModelState, SeqmixForCausalLM
@@ -141,30 +142,31 @@ class StepStates:
             )
         return ModelState(position, empty.document, tuple(layers))
 
-    def sums(self, index: int, ring: Ring) -> NDArray[np.float32]:
-        """What the next position gets from the past of a ring, and the bias: (width,)."""
-        total = np.zeros(ring.width, np.float32) if ring.bias is None else ring.bias.numpy().copy()
-        taps = ring.taps.numpy()
-        kernel = ring.dilations.kernel
-        if kernel == 1:
-            return total
-        for group in ring.dilations.groups:
-            held = self._ring_of(index, group.offset, group.length, group.width)
-            slots = (self.position - np.arange(kernel - 1, 0, -1) * group.dilation) % group.length
-            inputs = held[slots] if held.dtype == np.float32 else from_bfloat16(held[slots])
-            total[group.first : group.last] += (inputs * taps[:-1, group.first : group.last]).sum(axis=0)
-        return total
+    def sum_rings(self, sums: list[NDArray[np.float32]]) -> None:
+        """Writes what the next position gets from the past of each ring, bias included, into `sums` (width,)."""
+        for index, (ring, total) in enumerate(zip(self.program.rings, sums, strict=True)):
+            total[:] = 0 if ring.bias is None else ring.bias.numpy()
+            taps = ring.taps.numpy()[:-1]
+            back = np.arange(len(taps), 0, -1)
+            for group in ring.dilations.groups:
+                if group.length:
+                    held = self._ring_of(index, group)[(self.position - back * group.dilation) % group.length]
+                    inputs = held if held.dtype == np.float32 else from_bfloat16(held)
+                    channels = slice(group.first, group.last)
+                    total[channels] += (inputs * taps[:, channels]).sum(axis=0)
 
-    def enter(self, index: int, ring: Ring, new: NDArray[np.float32]) -> None:
-        """Writes the input (width,) of the present position into a ring."""
-        for group in ring.dilations.groups:
-            if group.length:
-                held = self._ring_of(index, group.offset, group.length, group.width)
-                part = new[group.first : group.last]
-                held[self.position % group.length] = part if held.dtype == np.float32 else to_bfloat16(part)
+    def enter_rings(self, new: list[NDArray[np.float32]]) -> None:
+        """Writes the inputs (width,) of the present position into the rings."""
+        for index, (ring, inputs) in enumerate(zip(self.program.rings, new, strict=True)):
+            for group in ring.dilations.groups:
+                if group.length:
+                    held = self._ring_of(index, group)
+                    part = inputs[group.first : group.last]
+                    held[self.position % group.length] = part if held.dtype == np.float32 else to_bfloat16(part)
 
-    def _ring_of(self, index: int, offset: int, length: int, width: int) -> NDArray:
-        return self.rings[index][offset : offset + length * width].reshape(length, width)
+    def _ring_of(self, index: int, group: Group) -> NDArray:
+        size = group.length * group.width
+        return self.rings[index][group.offset : group.offset + size].reshape(group.length, group.width)
 
 
 def _filled(size: int, dtype: np.dtype) -> NDArray:

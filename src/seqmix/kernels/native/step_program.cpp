@@ -245,11 +245,11 @@ void convolve_as(const SeqmixStepOperation& op, int64_t position, int64_t thread
         const int64_t begin = std::max(group.first, mine.begin * LANES), end = std::min(group.last, mine.end * LANES);
         if (begin >= end) continue;
         Number* ring = static_cast<Number*>(op.state) + group.ring - group.first;
-        for (int64_t channel = begin; channel < end; channel += LANES) {
+        for (int64_t channel = begin; op.out && channel < end; channel += LANES) {
             const int64_t count = std::min<int64_t>(LANES, end - channel);
             const bool whole = count == LANES;
-            const float* own = weight + (taps - 1) * op.n + channel;
-            Vector sum = load_up_to(op.a + channel, count) * load_up_to(own, count);
+            Vector sum{};
+            if (op.a) sum = load_up_to(op.a + channel, count) * load_up_to(weight + (taps - 1) * op.n + channel, count);
             if (op.bias) sum += load_up_to(op.bias + channel, count);
             for (int64_t tap = 0; tap + 1 < taps; ++tap) {
                 // Never below 0: a ring is as long as the farthest tap reaches.
@@ -263,7 +263,7 @@ void convolve_as(const SeqmixStepOperation& op, int64_t position, int64_t thread
             else
                 store_some(op.out + channel, sum, int(count));
         }
-        if (group.length == 0) continue;
+        if (group.length == 0 || !op.a) continue;
         Number* slot = ring + position % group.length * width;
         for (int64_t channel = begin; channel < end; channel += LANES)
             store_some(slot + channel, load_up_to(op.a + channel, end - channel),

@@ -13,7 +13,8 @@ enum SeqmixStepKind {
     SEQMIX_STEP_RMS_NORM = 3,     // each of `heads` equal parts of a (n) over its root mean square, times weight
     SEQMIX_STEP_LAYER_NORM = 4,   // a (n) without its mean, over its deviation, times weight, plus bias
     SEQMIX_STEP_LINEAR = 5,       // out (n) = weight (n, k), in panels, times a (k), times scale, plus bias, plus b
-    SEQMIX_STEP_CONVOLVE = 6,     // depthwise: past in the rings `state`, tap-major weight (size, n), plus bias
+    SEQMIX_STEP_CONVOLVE = 6,     // depthwise: past in the rings `state`, tap-major weight (size, n), plus bias;
+                                  // without a: the sums over the past alone; without out: a enters the rings alone
     SEQMIX_STEP_MULTIPLY = 7,     // out = a * b + c, with silu(a) for type 1; c may be null
     SEQMIX_STEP_ADD = 8,          // out = a + b
     SEQMIX_STEP_SILU = 9,         // out = a * sigmoid(a)
