@@ -49,6 +49,13 @@ def why_missing() -> str | None:
     return _load()[1]
 
 
+# torch.compile calls it while it traces, instead of looking into the loading.
+@torch.compiler.assume_constant_result
+def is_loaded() -> bool:
+    """Whether there are compiled kernels."""
+    return library() is not None
+
+
 @functools.cache
 def warn_when_missing() -> None:
     """Says once that the compiled kernels are missing."""
@@ -86,6 +93,6 @@ def function(name: str) -> Any:
 
 def can_run(*tensors: torch.Tensor | None) -> bool:
     """Whether the compiled kernels take these tensors: on the CPU, float32 or bfloat16."""
-    return library() is not None and all(
+    return is_loaded() and all(
         tensor is None or (tensor.device.type == "cpu" and tensor.dtype in STORAGE) for tensor in tensors
     )

@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqmix.kernels.cross_entropy import native
+from seqmix.kernels.library import can_run
+
 CHUNK_LOGITS = 1 << 23
 """Logits held at once, 32 MiB in float32: few enough for a large cache, enough for the products' full rate."""
 
@@ -36,29 +39,33 @@ class _Head:
         rows = min(chunk_rows(weight_VD.shape[0]), hidden_ND.shape[0])
         self._buffer_CV = hidden_ND.new_empty(rows, weight_VD.shape[0], dtype=dtype)
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-        """(rows, hidden (C, D), logits (C, V) in float32, targets (C, 1), kept (C, 1)); left out targets are 0."""
+    def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """(rows, hidden (C, D), logits (C, V), targets (C,)); the logits may be written to."""
         size = max(1, self._buffer_CV.shape[0])
         for first in range(0, self.hidden_ND.shape[0], size):
             rows = slice(first, min(first + size, self.hidden_ND.shape[0]))
             hidden_CD = self.hidden_ND[rows].to(self.dtype)
             logits_CV = self._buffer_CV[: len(hidden_CD)]
             torch.mm(hidden_CD, self.weight_VD.t(), out=logits_CV)
-            targets_C1 = self.targets_N[rows, None]
-            kept_C1 = targets_C1 != self.ignore_index
-            yield rows, hidden_CD, logits_CV.float(), targets_C1.where(kept_C1, 0), kept_C1
+            yield rows, hidden_CD, logits_CV, self.targets_N[rows]
 
+    def losses(self, logits_CV: Tensor, targets_C: Tensor, factor_C: Tensor | None) -> Tensor:
+        """(C,) in float32, 0 where the target is left out.
 
-def _losses(logits_CV: Tensor, targets_C1: Tensor, kept_C1: Tensor) -> tuple[Tensor, Tensor]:
-    """(losses, log of the sum of exp), both (C, 1)."""
-    total_C1 = torch.logsumexp(logits_CV, dim=1, keepdim=True)
-    return (total_C1 - logits_CV.gather(1, targets_C1)).where(kept_C1, 0.0), total_C1
-
-
-def _gradient(logits_CV: Tensor, targets_C1: Tensor, total_C1: Tensor, factor_C1: Tensor) -> Tensor:
-    """(softmax - onehot) * factor, in place of the logits."""
-    probability_CV = logits_CV.sub_(total_C1).exp_().mul_(factor_C1)
-    return probability_CV.scatter_add_(1, targets_C1, -factor_C1)
+        With a factor (C,) the logits become the factor times the gradient of their loss.
+        """
+        if can_run(logits_CV):
+            return native.losses_in_place(logits_CV, targets_C, self.ignore_index, factor_C)
+        wide_CV = logits_CV.float()
+        kept_C = targets_C != self.ignore_index
+        targets_C1 = targets_C.where(kept_C, 0)[:, None]
+        total_C = torch.logsumexp(wide_CV, dim=1)
+        losses_C = (total_C - wide_CV.gather(1, targets_C1)[:, 0]).where(kept_C, 0.0)
+        if factor_C is not None:
+            factor_C1 = factor_C.where(kept_C, 0.0)[:, None]
+            gradient_CV = wide_CV.sub_(total_C[:, None]).exp_().mul_(factor_C1)
+            logits_CV.copy_(gradient_CV.scatter_add_(1, targets_C1, -factor_C1))
+        return losses_C
 
 
 class _Gradients:
@@ -72,7 +79,6 @@ class _Gradients:
         self.hidden, self.weight = hidden, weight
 
     def add(self, rows: slice, hidden_CD: Tensor, gradient_CV: Tensor) -> None:
-        gradient_CV = gradient_CV.to(self.head.dtype)
         if self.hidden:
             self._hidden_ND[rows] = gradient_CV @ self.head.weight_VD
         if self.weight and self.head.dtype == torch.float32:
@@ -100,12 +106,12 @@ def _summed_loss(
         head = _Head(hidden, weight, targets, ignore_index, dtype)
         gradients = _Gradients(head, weight, wants_hidden, wants_weight)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        for rows, hidden_CD, logits_CV, targets_C1, kept_C1 in head.chunks():
-            losses_C1, total_C1 = _losses(logits_CV, targets_C1, kept_C1)
-            loss += losses_C1.sum()
-            if wants_hidden or wants_weight:
-                factor_C1 = torch.where(kept_C1, 1 / divisor, 0.0)
-                gradients.add(rows, hidden_CD, _gradient(logits_CV, targets_C1, total_C1, factor_C1))
+        factor = (1 / divisor).float() if wants_hidden or wants_weight else None
+        for rows, hidden_CD, logits_CV, targets_C in head.chunks():
+            factor_C = None if factor is None else factor.expand(len(hidden_CD))
+            loss += head.losses(logits_CV, targets_C, factor_C).sum()
+            if factor is not None:
+                gradients.add(rows, hidden_CD, logits_CV)
     return loss / divisor, *gradients.result()
 
 
@@ -152,22 +158,19 @@ _summed_loss.register_autograd(_scale_gradients, setup_context=_keep_gradients)
 
 
 @torch.library.custom_op("seqmix::linear_token_losses", mutates_args=())
-def _token_losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """(losses, log of the sum of exp), both (N,) in float32."""
-    losses, totals = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(2))
+def _token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """(N,) in float32."""
+    losses = hidden.new_empty(len(hidden), dtype=torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows, _, logits_CV, targets_C1, kept_C1 in _Head(hidden, weight, targets, ignore_index, dtype).chunks():
-            losses_C1, total_C1 = _losses(logits_CV, targets_C1, kept_C1)
-            losses[rows], totals[rows] = losses_C1[:, 0], total_C1[:, 0]
-    return losses, totals
+        head = _Head(hidden, weight, targets, ignore_index, dtype)
+        for rows, _, logits_CV, targets_C in head.chunks():
+            losses[rows] = head.losses(logits_CV, targets_C, None)
+    return losses
 
 
 @_token_losses.register_fake
-def _(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    like = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-    return like, torch.empty_like(like)
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    return hidden.new_empty(hidden.shape[0], dtype=torch.float32)
 
 
 @torch.library.custom_op("seqmix::linear_token_losses_backward", mutates_args=())
@@ -176,7 +179,6 @@ def _token_losses_backward(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    totals: Tensor,
     ignore_index: int,
     dtype: torch.dtype,
     wants_hidden: bool,
@@ -185,9 +187,9 @@ def _token_losses_backward(
     with torch.autocast(hidden.device.type, enabled=False):
         head = _Head(hidden, weight, targets, ignore_index, dtype)
         gradients = _Gradients(head, weight, wants_hidden, wants_weight)
-        for rows, hidden_CD, logits_CV, targets_C1, kept_C1 in head.chunks():
-            factor_C1 = grad[rows, None].where(kept_C1, 0.0)
-            gradients.add(rows, hidden_CD, _gradient(logits_CV, targets_C1, totals[rows, None], factor_C1))
+        for rows, hidden_CD, logits_CV, targets_C in head.chunks():
+            head.losses(logits_CV, targets_C, grad[rows])
+            gradients.add(rows, hidden_CD, logits_CV)
     return gradients.result()
 
 
@@ -197,7 +199,6 @@ def _(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    totals: Tensor,
     ignore_index: int,
     dtype: torch.dtype,
     wants_hidden: bool,
@@ -209,15 +210,12 @@ def _(
     )
 
 
-def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     hidden, weight, targets, ctx.ignore_index, ctx.dtype = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(hidden, weight, targets, output[1])
+    ctx.save_for_backward(hidden, weight, targets)
 
 
-def _token_gradients(
-    ctx: Any, grad: Tensor, of_totals: Tensor
-) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+def _token_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
     wants = ctx.needs_input_grad[:2]
     found = _token_losses_backward(grad, *ctx.saved_tensors, ctx.ignore_index, ctx.dtype, *wants)
     hidden, weight = (one if wanted else None for one, wanted in zip(found, wants, strict=True))
@@ -239,7 +237,7 @@ def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore_index: int) -> Tensor:
     """As the reference's, in float32."""
-    return _token_losses(hidden_ND, weight_VD, targets_N, ignore_index, _product_dtype(hidden_ND, weight_VD))[0]
+    return _token_losses(hidden_ND, weight_VD, targets_N, ignore_index, _product_dtype(hidden_ND, weight_VD))
 
 
 def summed_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, divisor: Tensor, ignore_index: int) -> Tensor:
