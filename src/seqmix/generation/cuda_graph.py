@@ -64,9 +64,14 @@ class GraphDecoder:
         capture: for other devices; see `Capture`.
         stepping: what is captured, where it is not the model itself.
 
+    Attributes:
+        capacity: the positions there is room for; None where no state grows.
+
     Raises:
         InputError: the model is not on a CUDA device, or the capacity or batch is below 1.
     """
+
+    capacity: int | None
 
     def __init__(
         self,
@@ -85,13 +90,15 @@ class GraphDecoder:
         if batch < 1 or capacity < 1:
             raise InputError(f"batch is {batch} and capacity {capacity}: both must be at least 1")
         self.model = model
-        self.capacity = capacity
         self._capture = capture
         self._stepping: Stepping = model if stepping is None else stepping
         with torch.no_grad():
-            state = model.init_state(batch, capacity)
-            self._grows = any(isinstance(part, SlotState) and not _is_window(part, model) for part in _parts(state))
-            self._state = _fixed(state, capacity)
+            self._state = _fixed(model.init_state(batch, capacity))
+            free = model.init_state(batch, device="meta")
+            rooms = [
+                own.slots for own, part in zip(_slot_states(self._state), _slot_states(free), strict=True) if part.grows
+            ]
+            self.capacity = min(rooms, default=None)
             self._empty = self._state.clone()
             self._tokens = torch.zeros(batch, dtype=torch.int64, device=model.device)
             logits, _ = self._stepping.step(self._tokens, self._state.clone())
@@ -143,7 +150,7 @@ class GraphDecoder:
         position = int(state.position.max())
         self._check_room(position)
         with torch.no_grad():
-            write_back(self._state, _fixed(state.to(self.model.device), self.capacity))
+            write_back(self._state, _fitted(state.to(self.model.device), self._state))
         self._position = position
 
     def step(self, token_ids: Tensor) -> Tensor:
@@ -160,7 +167,7 @@ class GraphDecoder:
         return self._logits
 
     def _check_room(self, positions: int) -> None:
-        if self._grows and positions > self.capacity:
+        if self.capacity is not None and positions > self.capacity:
             raise InputError(
                 f"the graph has room for {self.capacity} positions and {positions} are needed: "
                 f"make the decoder with capacity={positions} or more"
@@ -242,37 +249,43 @@ def _is_same_memory(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def _fixed(state: Any, capacity: int) -> Any:
-    """The same state with room for the capacity, of which nothing but its tensors tells how much is filled."""
-    if isinstance(state, SlotState):
-        slots = max(state.slots, capacity) if state.grows else state.slots
-        stored = tuple(widen(tensor, slots) for tensor in state.stored)
+def _fixed(value: Any) -> Any:
+    """The same state, of which nothing but its tensors tells how much of it is filled."""
+    if isinstance(value, SlotState):
         # Bounds that are far apart let every step read all slots and ask the tensors which of them are filled.
-        return dataclasses.replace(state, stored=stored, shortest=0, longest=slots - 1, grows=False)
-    if isinstance(state, State):
-        fields = {
-            field.name: _fixed(getattr(state, field.name), capacity) for field in dataclasses.fields(state)
-        }
-        return type(state)(**fields)
-    return tuple(_fixed(part, capacity) for part in state) if isinstance(state, tuple) else state
+        return dataclasses.replace(value, shortest=0, longest=value.slots - 1, grows=False)
+    if isinstance(value, State):
+        return type(value)(**{field.name: _fixed(getattr(value, field.name)) for field in dataclasses.fields(value)})
+    return tuple(_fixed(part) for part in value) if isinstance(value, tuple) else value
 
 
-def _parts(value: Any) -> list[State]:
-    """A state and all states within it."""
+def _fitted(value: Any, buffers: Any) -> Any:
+    """The same state with as many slots as the buffers have; what is filled must fit."""
+    if isinstance(value, SlotState):
+        slots = buffers.slots
+        return dataclasses.replace(value, stored=tuple(widen(part, slots)[:, :, :slots] for part in value.stored))
+    if isinstance(value, State):
+        names = [field.name for field in dataclasses.fields(value)]
+        return type(value)(**{name: _fitted(getattr(value, name), getattr(buffers, name)) for name in names})
     if isinstance(value, tuple):
-        return [part for one in value for part in _parts(one)]
-    if not isinstance(value, State):
-        return []
-    inner = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return [value, *_parts(tuple(inner))]
+        return tuple(_fitted(part, own) for part, own in zip(value, buffers, strict=True))
+    return value
+
+
+def _slot_states(value: Any) -> list[SlotState]:
+    """The states with slots within a state, in the order of its fields."""
+    if isinstance(value, SlotState):
+        return [value]
+    return [found for part in _fields(value) for found in _slot_states(part)]
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """The tensors of a state, in the order of its fields."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, tuple):
-        return [tensor for part in value for tensor in _tensors(part)]
+    """The tensors within a state, in the order of its fields."""
+    return [value] if isinstance(value, Tensor) else [found for part in _fields(value) for found in _tensors(part)]
+
+
+def _fields(value: Any) -> tuple[Any, ...]:
+    """What a state or a tuple holds; nothing for anything else."""
     if isinstance(value, State):
-        return _tensors(tuple(getattr(value, field.name) for field in dataclasses.fields(value)))
-    return []
+        return tuple(getattr(value, field.name) for field in dataclasses.fields(value))
+    return value if isinstance(value, tuple) else ()
