@@ -140,7 +140,7 @@ class OnnxEngine(Engine):
         self._new_entries = [(_zeros(c.groups, 1, c.width), _zeros(c.groups, 1, c.width)) for c in program.caches]
         self._masks = [self._mask(arrays.slots) for arrays in states.caches]
         self._memories = [states.memories, [np.zeros_like(one) for one in states.memories]] if states.memories else []
-        self._turn: int = 0
+        self._turn = 0
         self._bindings = [self._binding(turn) for turn in range(2 if self._memories else 1)]
 
     def _mask(self, slots: int) -> NDArray[np.float32]:
