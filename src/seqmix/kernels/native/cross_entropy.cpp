@@ -55,11 +55,11 @@ void row(const SeqmixCrossEntropy& call, int64_t row) {
     call.losses[row] = float(log_sum - double(of_target));
     if (!call.factor) return;
     const float total = float(log_sum), factor = call.factor[row];
-    write_row(logits, call.vocabulary, [&](int64_t c) {
-        const int64_t left = call.vocabulary - c;
-        const Vector v = left >= LANES ? load(logits + c) : load_some(logits + c, int(left));
-        return exponential(v - broadcast(total)) * broadcast(factor);
-    });
+    int64_t c = 0;
+    const auto gradient = [&](Vector v) { return exponential(v - broadcast(total)) * broadcast(factor); };
+    for (; c + LANES <= call.vocabulary; c += LANES) store(logits + c, gradient(load(logits + c)));
+    const int left = int(call.vocabulary - c);
+    if (left) store_some(logits + c, gradient(load_some(logits + c, left)), left);
     float one[LANES] = {(std::exp(of_target - total) - 1.0f) * factor};
     store_some(logits + target, load(one), 1);
 }

@@ -16,28 +16,6 @@ Number* to(void* of, int64_t row, int64_t stride) {
     return static_cast<Number*>(of) + row * stride;
 }
 
-struct Whole {
-    template <typename Number>
-    Vector read(const Number* from) const { return load(from); }
-    template <typename Number>
-    void write(Number* to, Vector value) const { store(to, value); }
-};
-
-struct Some {
-    int count;
-    template <typename Number>
-    Vector read(const Number* from) const { return load_some(from, count); }
-    template <typename Number>
-    void write(Number* to, Vector value) const { store_some(to, value, count); }
-};
-
-template <typename Work>
-inline __attribute__((always_inline)) void for_each_vector(int64_t first, int64_t last, const Work& work) {
-    int64_t c = first;
-    for (; c + LANES <= last; c += LANES) work(Whole{}, c);
-    if (c < last) work(Some{int(last - c)}, c);
-}
-
 template <typename Number>
 void forward(const SeqmixGate& call, int64_t row, int64_t first, int64_t last) {
     const Number* gate = at<Number>(call.gate, row, call.gate_stride);

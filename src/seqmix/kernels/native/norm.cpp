@@ -16,26 +16,31 @@ struct Rows {
     const SeqmixNorm& norm;
 
     const Number* x(int64_t row) const { return static_cast<const Number*>(norm.x) + row * norm.dim; }
-    int64_t with_offset(int64_t row) const {
-        return row / norm.groups * norm.with_stride + row % norm.groups * norm.dim;
+    int64_t other_offset(int64_t row) const {
+        return row / norm.groups * norm.other_stride + row % norm.groups * norm.dim;
     }
-    const Number* with(int64_t row) const { return static_cast<const Number*>(norm.with) + with_offset(row); }
-    const float* weight(int64_t row) const { return norm.weight + row % norm.groups * norm.dim; }
-    const float* bias(int64_t row) const { return norm.bias + row % norm.groups * norm.dim; }
+    const Number* other(int64_t row) const { return static_cast<const Number*>(norm.other) + other_offset(row); }
     Number* at(void* of, int64_t row) const { return static_cast<Number*>(of) + row * norm.dim; }
     const Number* at(const void* of, int64_t row) const { return static_cast<const Number*>(of) + row * norm.dim; }
 };
 
-// The row that is normed, as floats with zeros beyond it.
+// The row that is normed, in a buffer whose padding is zero.
 template <typename Number>
 inline void read_value(const Rows<Number>& rows, int64_t row, float* value) {
-    const int64_t dim = rows.norm.dim;
-    read_row(rows.x(row), dim, [&](Vector v, int64_t c) { store(value + c, v); });
+    const Number* x = rows.x(row);
+    if (rows.norm.source == SEQMIX_NORM_PLAIN) {
+        read_row(x, rows.norm.dim, value);
+        return;
+    }
+    const Number* other = rows.other(row);
     if (rows.norm.source == SEQMIX_NORM_ADD)
-        read_row(rows.with(row), dim, [&](Vector v, int64_t c) { store(value + c, load(value + c) + v); });
-    if (rows.norm.source == SEQMIX_NORM_GATE)
-        read_row(rows.with(row), dim, [&](Vector v, int64_t c) {
-            store(value + c, load(value + c) * v * sigmoid(v));
+        for_each_vector(0, rows.norm.dim, [&](auto lanes, int64_t c) {
+            store(value + c, lanes.read(x + c) + lanes.read(other + c));
+        });
+    else
+        for_each_vector(0, rows.norm.dim, [&](auto lanes, int64_t c) {
+            const Vector gate = lanes.read(other + c);
+            store(value + c, lanes.read(x + c) * gate * sigmoid(gate));
         });
 }
 
@@ -48,112 +53,105 @@ inline void centre(float* value, int64_t dim, float mean) {
 template <typename Number>
 void forward(const SeqmixNorm& norm, int64_t first, int64_t last) {
     const Rows<Number> rows{norm};
-    const int64_t dim = norm.dim;
-    std::vector<float> buffer(padded(dim));
-    float* value = buffer.data();
+    const int64_t dim = norm.dim, width = padded(dim);
+    PaddedRows weights(norm.weight, norm.groups, dim), buffers(2, dim);
+    PaddedRows biases(norm.bias ? norm.groups : 0, dim);
+    for (int64_t group = 0; norm.bias && group < norm.groups; ++group)
+        std::copy_n(norm.bias + group * dim, dim, biases[group]);
+    float* const value = buffers[0];
     for (int64_t row = first; row < last; ++row) {
         read_value(rows, row, value);
         if (norm.value) {
             Number* kept = rows.at(norm.value, row);
-            write_row(kept, dim, [&](int64_t c) { return load(value + c); });
+            write_row(kept, dim, value);
             // What is normed is what was kept, in its precision.
-            if (sizeof(Number) < sizeof(float))
-                read_row(kept, dim, [&](Vector v, int64_t c) { store(value + c, v); });
+            if (sizeof(Number) < sizeof(float)) read_row(kept, dim, value);
         }
         if (norm.centred) {
-            Vector sums = {};
-            for (int64_t c = 0; c < dim; c += LANES) sums += load(value + c);
-            const float mean = sum_of(sums) / float(dim);
+            const float mean = sum_row(width, [&](int64_t c) { return load(value + c); }) / float(dim);
             centre(value, dim, mean);
             norm.mean[row] = mean;
         }
-        Vector squares = {};
-        for (int64_t c = 0; c < dim; c += LANES) squares += load(value + c) * load(value + c);
-        const float scale = 1.0f / std::sqrt(sum_of(squares) / float(dim) + norm.eps);
+        const float squares = sum_row(width, [&](int64_t c) { return load(value + c) * load(value + c); });
+        const float scale = 1.0f / std::sqrt(squares / float(dim) + norm.eps);
         norm.scale[row] = scale;
-        const float* weight = rows.weight(row);
+        const float* weight = weights[row % norm.groups];
+        Number* normed = rows.at(norm.normed, row);
         if (norm.bias) {
-            const float* bias = rows.bias(row);
-            read_row(weight, dim, [&](Vector w, int64_t c) {
-                store(value + c, load(value + c) * broadcast(scale) * w);
+            const float* bias = biases[row % norm.groups];
+            for_each_vector(0, dim, [&](auto lanes, int64_t c) {
+                lanes.write(normed + c, load(value + c) * broadcast(scale) * load(weight + c) + load(bias + c));
             });
-            read_row(bias, dim, [&](Vector b, int64_t c) { store(value + c, load(value + c) + b); });
         } else {
-            read_row(weight, dim, [&](Vector w, int64_t c) {
-                store(value + c, load(value + c) * broadcast(scale) * w);
+            for_each_vector(0, dim, [&](auto lanes, int64_t c) {
+                lanes.write(normed + c, load(value + c) * broadcast(scale) * load(weight + c));
             });
         }
-        write_row(rows.at(norm.normed, row), dim, [&](int64_t c) { return load(value + c); });
     }
 }
 
-// Gradients of rows first ... last - 1; those of weight and bias are added to (groups, padded dim) sums.
+// Gradients of rows first ... last - 1; those of weight and bias are added to sums of each group.
 template <typename Number>
-void gradient(const SeqmixNorm& norm, int64_t first, int64_t last, float* grad_weight, float* grad_bias) {
+void gradient(const SeqmixNorm& norm, int64_t first, int64_t last, PaddedRows& grad_weight, PaddedRows& grad_bias) {
     const Rows<Number> rows{norm};
     const int64_t dim = norm.dim, width = padded(dim);
-    std::vector<float> buffer(2 * width);
-    float* n = buffer.data();
-    float* g = n + width;
+    PaddedRows weights(norm.weight, norm.groups, dim), buffers(2, dim);
+    float *const n = buffers[0], *const g = buffers[1];
     for (int64_t row = first; row < last; ++row) {
-        const float scale = norm.scale[row];
+        const int64_t group = row % norm.groups;
+        const Vector scale = broadcast(norm.scale[row]);
         read_value(rows, row, n);
         if (norm.centred) centre(n, dim, norm.mean[row]);
-        float* sums_weight = grad_weight + row % norm.groups * width;
-        float* sums_bias = grad_bias + row % norm.groups * width;
-        read_row(rows.at(norm.grad_normed, row), dim, [&](Vector v, int64_t c) {
-            const Vector normed = load(n + c) * broadcast(scale);
-            store(n + c, normed);
-            store(g + c, v);
-            store(sums_weight + c, load(sums_weight + c) + v * normed);
-            if (norm.centred) store(sums_bias + c, load(sums_bias + c) + v);
-        });
-        Vector along = {}, total = {};
-        read_row(rows.weight(row), dim, [&](Vector w, int64_t c) {
-            const Vector v = load(g + c) * w;
-            store(g + c, v);
-            along += v * load(n + c);
-            total += v;
-        });
-        const Vector slope = broadcast(sum_of(along) / float(dim));
-        const Vector shift = norm.centred ? broadcast(sum_of(total) / float(dim)) : Vector{};
-        const Vector factor = broadcast(scale);
-        for (int64_t c = 0; c < dim; c += LANES)
-            store(g + c, factor * (load(g + c) - shift - load(n + c) * slope));
-        if (norm.grad_value)
-            read_row(rows.at(norm.grad_value, row), dim, [&](Vector v, int64_t c) { store(g + c, load(g + c) + v); });
-        Number* grad_x = rows.at(norm.grad_x, row);
-        if (norm.source != SEQMIX_NORM_GATE) {
-            write_row(grad_x, dim, [&](int64_t c) { return load(g + c); });
-            continue;
+        read_row(rows.at(norm.grad_normed, row), dim, g);
+        float* const sums_weight = grad_weight[group];
+        for (int64_t c = 0; c < width; c += LANES) {
+            store(n + c, load(n + c) * scale);
+            store(sums_weight + c, load(sums_weight + c) + load(g + c) * load(n + c));
         }
-        // value = x silu(with): n is no longer needed and takes the gradient of `with`.
-        read_row(rows.x(row), dim, [&](Vector v, int64_t c) { store(n + c, v * load(g + c)); });
-        read_row(rows.with(row), dim, [&](Vector v, int64_t c) {
-            const Vector s = sigmoid(v);
-            store(g + c, load(g + c) * v * s);
-            store(n + c, load(n + c) * s * (broadcast(1.0f) + v * (broadcast(1.0f) - s)));
-        });
-        write_row(grad_x, dim, [&](int64_t c) { return load(g + c); });
-        write_row(rows.at(norm.grad_with, row), dim, [&](int64_t c) { return load(n + c); });
+        if (norm.centred) {
+            float* const sums_bias = grad_bias[group];
+            for (int64_t c = 0; c < width; c += LANES) store(sums_bias + c, load(sums_bias + c) + load(g + c));
+        }
+        const float* weight = weights[group];
+        for (int64_t c = 0; c < width; c += LANES) store(g + c, load(g + c) * load(weight + c));
+        const Vector slope = broadcast(sum_row(width, [&](int64_t c) { return load(g + c) * load(n + c); }) / float(dim));
+        Vector shift = {};
+        if (norm.centred) shift = broadcast(sum_row(width, [&](int64_t c) { return load(g + c); }) / float(dim));
+        const auto of_value = [&](int64_t c) { return scale * (load(g + c) - shift - load(n + c) * slope); };
+        Number* const grad_x = rows.at(norm.grad_x, row);
+        if (norm.source == SEQMIX_NORM_GATE) {
+            const Number *x = rows.x(row), *other = rows.other(row);
+            Number* const grad_other = rows.at(norm.grad_other, row);
+            for_each_vector(0, dim, [&](auto lanes, int64_t c) {
+                const Vector grad = of_value(c), gate = lanes.read(other + c), s = sigmoid(gate);
+                lanes.write(grad_x + c, grad * gate * s);
+                lanes.write(grad_other + c,
+                            grad * lanes.read(x + c) * s * (broadcast(1.0f) + gate * (broadcast(1.0f) - s)));
+            });
+        } else if (norm.grad_value) {
+            const Number* grad_value = rows.at(norm.grad_value, row);
+            for_each_vector(0, dim, [&](auto lanes, int64_t c) {
+                lanes.write(grad_x + c, of_value(c) + lanes.read(grad_value + c));
+            });
+        } else {
+            for_each_vector(0, dim, [&](auto lanes, int64_t c) { lanes.write(grad_x + c, of_value(c)); });
+        }
     }
 }
 
 template <typename Number>
 void gradient(const SeqmixNorm& norm, int64_t least) {
-    const int64_t size = norm.groups * padded(norm.dim), threads = std::max<int64_t>(1, norm.threads);
-    std::vector<float> sums(2 * size * threads);
+    const int64_t threads = std::max<int64_t>(1, norm.threads);
+    std::vector<PaddedRows> weights(threads, {norm.groups, norm.dim}), biases = weights;
     share_rows(norm.rows, threads, least, [&](int64_t thread, int64_t first, int64_t last) {
-        float* own = sums.data() + 2 * size * thread;
-        gradient<Number>(norm, first, last, own, own + size);
+        gradient<Number>(norm, first, last, weights[thread], biases[thread]);
     });
     for (int64_t group = 0; group < norm.groups; ++group)
         for (int64_t c = 0; c < norm.dim; ++c) {
             float weight = 0, bias = 0;
             for (int64_t thread = 0; thread < threads; ++thread) {
-                const float* own = sums.data() + 2 * size * thread + group * padded(norm.dim) + c;
-                weight += own[0];
-                bias += own[size];
+                weight += weights[thread][group][c];
+                bias += biases[thread][group][c];
             }
             norm.grad_weight[group * norm.dim + c] = weight;
             if (norm.grad_bias) norm.grad_bias[group * norm.dim + c] = bias;

@@ -1,8 +1,8 @@
 // RMSNorm and LayerNorm over the rows of a (rows, dim) tensor, with what comes before them: what a call is given.
 //
 //     value = x                        SEQMIX_NORM_PLAIN
-//     value = x + with                 SEQMIX_NORM_ADD, whose gradient is that of SEQMIX_NORM_PLAIN at the value
-//     value = x * silu(with)           SEQMIX_NORM_GATE
+//     value = x + other                SEQMIX_NORM_ADD, whose gradient is that of SEQMIX_NORM_PLAIN at the value
+//     value = x * silu(other)           SEQMIX_NORM_GATE
 //     normed = value / sqrt(mean(value^2) + eps) * weight
 //     normed = (value - mean(value)) / sqrt(mean((value - mean)^2) + eps) * weight + bias      when centred
 #pragma once
@@ -13,15 +13,15 @@ enum SeqmixNormSource { SEQMIX_NORM_PLAIN = 0, SEQMIX_NORM_ADD = 1, SEQMIX_NORM_
 
 struct SeqmixNorm {
     int64_t rows, dim;
-    int64_t groups;   // row r uses weight[r % groups]; `with` and its gradient have a stride for each `groups` rows
-    int64_t storage;  // SeqmixStorage of x, with, value, normed and their gradients
+    int64_t groups;   // row r uses weight[r % groups]; `other` and its gradient have a stride for each `groups` rows
+    int64_t storage;  // SeqmixStorage of x, other, value, normed and their gradients
     int64_t source;   // SeqmixNormSource
     int64_t centred;
     int64_t threads;
     float eps;
     const void* x;     // (rows, dim) contiguous, as all without a stride
-    const void* with;  // (rows / groups, groups * dim)
-    int64_t with_stride;
+    const void* other;  // (rows / groups, groups * dim)
+    int64_t other_stride;
     const float* weight;  // (groups, dim)
     const float* bias;    // (groups, dim) or null
     void* value;          // or null
@@ -33,7 +33,7 @@ struct SeqmixNorm {
     const void* grad_normed;
     const void* grad_value;  // (rows, dim) or null: added to what the norm gives
     void* grad_x;
-    void* grad_with;         // of SEQMIX_NORM_GATE
+    void* grad_other;         // of SEQMIX_NORM_GATE
     float* grad_weight;      // (groups, dim)
     float* grad_bias;        // (groups, dim) or null
 };

@@ -26,12 +26,12 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "dim", "groups", "storage", "source", "centred", "threads")),
         ("eps", ctypes.c_float),
         ("x", ctypes.c_void_p),
-        ("with", ctypes.c_void_p),
-        ("with_stride", ctypes.c_int64),
+        ("other", ctypes.c_void_p),
+        ("other_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "value", "normed", "mean", "scale")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("grad_normed", "grad_value", "grad_x", "grad_with", "grad_weight", "grad_bias")
+            for name in ("grad_normed", "grad_value", "grad_x", "grad_other", "grad_weight", "grad_bias")
         ),
     )
 
@@ -41,7 +41,7 @@ def _run(
 ) -> None:
     """Calls the C function; tensors by the names of _Call, those that are absent null."""
     width = like.shape[-1]
-    gate = tensors.get("with")
+    gate = tensors.get("other")
     call = _Call(
         rows=like.numel() // max(1, width) * groups,
         dim=width // groups,
@@ -51,7 +51,7 @@ def _run(
         centred=centred,
         threads=torch.get_num_threads(),
         eps=eps,
-        with_stride=0 if gate is None else gate.stride(0),
+        other_stride=0 if gate is None else gate.stride(0),
         **{field: tensor.data_ptr() for field, tensor in tensors.items() if tensor is not None},
     )
     function(name)(ctypes.byref(call))
@@ -91,7 +91,8 @@ def _add_norm(
         normed=normed,
         mean=mean,
         scale=scale,
-        **({} if y is None else {"with": _rows(y), "value": value}),
+        other=None if y is None else _rows(y),
+        value=None if y is None else value,
     )
     return value, normed, mean, scale
 
@@ -101,7 +102,8 @@ def _(x: Tensor, y: Any, weight: Tensor, bias: Any, eps: float, centred: bool) -
     rows = x.numel() // max(1, x.shape[-1])
     like = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     value = torch.empty_like(like) if y is not None else x.new_empty(0)
-    return value, like, *(x.new_empty(size, dtype=torch.float32) for size in (rows if centred else 0, rows))
+    mean = x.new_empty(rows if centred else 0, dtype=torch.float32)
+    return value, like, mean, x.new_empty(rows, dtype=torch.float32)
 
 
 @torch.library.custom_op("seqmix::add_norm_gradient", mutates_args=(), device_types="cpu")
@@ -189,7 +191,7 @@ def _gated_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, groups: int
         weight=_single(weight),
         normed=normed,
         scale=scale,
-        **{"with": _rows(gate)},
+        other=_rows(gate),
     )
     return normed, scale
 
@@ -217,9 +219,9 @@ def _gated_norm_gradient(
         scale=scale,
         grad_normed=grad.to(x.dtype).contiguous(),
         grad_x=grad_x,
-        grad_with=grad_gate,
+        grad_other=grad_gate,
         grad_weight=grad_weight,
-        **{"with": _rows(gate)},
+        other=_rows(gate),
     )
     return grad_x, grad_gate, grad_weight
 
