@@ -1,14 +1,18 @@
-"""The ONNX graph of a step, built node by node from its program: standard operators, one sequence, fixed shapes.
+"""The ONNX graph of a step, built node by node from its program: standard operators, one sequence, batch 1.
 
-    inputs   token (1,) int64; for each ring R: R.sums (1, width), the sums over its past and the bias;
-             for each cache C: C.keys, C.values (groups, slots, width) and C.mask (slots, 1), 0 for a filled slot and
-             a large negative number for an empty one; for each memory M: M (shape);
-             for each kind of rotary angles: cosines.N, sines.N (1, width // 2)
-    outputs  logits (1, vocab); R.new (1, width), what enters the ring; C.new_keys, C.new_values (groups, 1, width);
-             M.new (shape)
+Both forms have the input `token` (1,) int64, the output `logits` (1, vocab), and for each memory M the input M and the
+output M.new of its shape. Weights are float32, or int8 with a scale for each output (MatMulNBits of ONNX Runtime).
 
-What stands in a state is thus read by the graph and written by whoever runs it, so that large states are never
-copied. Weights are float32, or int8 with a scale for each output (MatMulNBits of ONNX Runtime).
+The form for engines leaves large states to whoever runs it, so that they are never copied:
+    for each ring R: R.sums (1, width), the sums over its past and the bias; R.new (1, width), what enters the ring
+    for each cache C: C.keys, C.values (groups, slots, width), and C.mask (slots, 1), 0 for a filled slot and a large
+    negative number for an empty one; C.new_keys, C.new_values (groups, 1, width)
+    for each kind of rotary angles: cosines.N, sines.N (1, width // 2)
+
+The standalone form needs nothing but a runtime; every state S comes out as S.new and goes in again at the next step:
+    for each ring R and dilation d of it: R.d (length, channels), its inputs in order of time, zeros at first
+    for each cache C: C.keys, C.values (groups, past, width), with past = 0 at first, in order of time
+    position (1,) int64, where the model turns anything by its position
 """
 
 from __future__ import annotations
@@ -35,9 +39,10 @@ INT8_ACTIVATIONS = 4
 class GraphBuilder:
     """Adds nodes for one operation after another; names of values are those of the program's vectors."""
 
-    def __init__(self, program: Program, *, int8: bool) -> None:
+    def __init__(self, program: Program, *, int8: bool, standalone: bool) -> None:
         self.program = program
         self.int8 = int8
+        self.standalone = standalone
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.inputs: list[onnx.ValueInfoProto] = [_info("token", [1], TensorProto.INT64)]
@@ -129,23 +134,21 @@ def _parts_of(program: Program) -> dict[str, list[Span]]:
     return parts
 
 
-def build_graph(program: Program, *, int8: bool = False) -> onnx.ModelProto:
+def build_graph(program: Program, *, int8: bool = False, standalone: bool = False) -> onnx.ModelProto:
     """The ONNX model of a program's step; see the top of this file for its inputs and outputs."""
-    from seqmix.export.nodes import emit
+    from seqmix.export.nodes import emit, emit_angles
 
-    graph = GraphBuilder(program, int8=int8)
-    for number, angles in enumerate(program.angles):
-        for kind in ("cosines", "sines"):
-            graph.state_input(f"{kind}.{number}", [1, angles.width // 2])
+    graph = GraphBuilder(program, int8=int8, standalone=standalone)
+    emit_angles(graph)
     for operation in program.operations:
         emit(operation, graph)
         graph.finish(operation)
     graph.outputs.insert(0, _info("logits", [1, program.vocab_size]))
     graph.add("Identity", [program.logits.vector], "logits")
+    used = {name for node in graph.nodes for name in node.input}
+    constants = [value for name, value in graph.constants.items() if name in used]
     model = helper.make_model(
-        helper.make_graph(
-            graph.nodes, "seqmix_step", graph.inputs, graph.outputs, initializer=list(graph.constants.values())
-        ),
+        helper.make_graph(graph.nodes, "seqmix_step", graph.inputs, graph.outputs, initializer=constants),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)],
         producer_name="seqmix",
         ir_version=IR_VERSION,

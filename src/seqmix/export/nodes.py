@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 import numpy as np
+from onnx import TensorProto, helper
 from torch import Tensor
 
 from seqmix.export.graph import INT8_ACTIVATIONS, NBITS_BLOCK, GraphBuilder
@@ -15,6 +16,7 @@ from seqmix.export.int8 import packed_blocks
 from seqmix.export.program import (
     Add,
     Attend,
+    Cache,
     Convolve,
     Embed,
     Linear,
@@ -22,16 +24,36 @@ from seqmix.export.program import (
     Multiply,
     Norm,
     Operation,
+    Ring,
     Rotate,
     Silu,
     StateSpace,
+    frequencies_of,
 )
+
+LAST = np.iinfo(np.int64).max
 
 
 @singledispatch
 def emit(operation: Operation, graph: GraphBuilder) -> None:
     """Appends the nodes of an operation."""
     raise NotImplementedError(type(operation).__name__)
+
+
+def emit_angles(graph: GraphBuilder) -> None:
+    """Declares the cosines and sines of the position, or computes them from it, in float64."""
+    for number, angles in enumerate(graph.program.angles):
+        pairs = angles.width // 2
+        if not graph.standalone:
+            for kind in ("cosines", "sines"):
+                graph.state_input(f"{kind}.{number}", [1, pairs])
+            continue
+        if number == 0:
+            graph.inputs.append(helper.make_tensor_value_info("position", TensorProto.INT64, [1]))
+        frequencies = graph.constant(frequencies_of(angles)[None], "frequencies")
+        turns = graph.add("Mul", [graph.add("Cast", ["position"], to=TensorProto.DOUBLE), frequencies])
+        graph.add("Cast", [graph.add("Cos", [turns])], f"cosines.{number}", to=TensorProto.FLOAT)
+        graph.add("Cast", [graph.add("Sin", [turns])], f"sines.{number}", to=TensorProto.FLOAT)
 
 
 def _silu(graph: GraphBuilder, x: str) -> str:
@@ -114,10 +136,35 @@ def _product(graph: GraphBuilder, x: str, weight: Tensor, out: str | None) -> st
 @emit.register
 def _(operation: Convolve, graph: GraphBuilder) -> None:
     ring, x = operation.ring, graph.of(operation.x)
-    sums = graph.state_input(f"{ring.name}.sums", [1, ring.width])
-    tap = graph.constant(ring.taps[-1:], "tap")
-    graph.add("Add", [graph.add("Mul", [x, tap]), sums], operation.out.vector)
-    graph.add("Identity", [x], graph.state_output(f"{ring.name}.new", [1, ring.width]))
+    own = graph.add("Mul", [x, graph.constant(ring.taps[-1:], "tap")])
+    if graph.standalone:
+        graph.add("Add", [own, _sums_in_order(graph, ring, x)], operation.out.vector)
+    else:
+        graph.add("Add", [own, graph.state_input(f"{ring.name}.sums", [1, ring.width])], operation.out.vector)
+        graph.add("Identity", [x], graph.state_output(f"{ring.name}.new", [1, ring.width]))
+
+
+def _sums_in_order(graph: GraphBuilder, ring: Ring, x: str) -> str:
+    """The sums over the past (1, width) from inputs in order of time, which x then joins."""
+    groups = ring.dilations.groups
+    bias = np.zeros((1, ring.width), np.float32) if ring.bias is None else ring.bias.numpy()[None]
+    if ring.dilations.kernel == 1:
+        return graph.constant(bias, "bias")
+    sizes = graph.constant(np.array([group.width for group in groups], np.int64), "sizes")
+    parts = [x] if len(groups) == 1 else graph.add("Split", [x, sizes], len(groups), axis=1)
+    one, end, axis = (graph.constant(np.array([n], np.int64), "at") for n in (1, LAST, 0))
+    sums = []
+    for group, part in zip(groups, parts, strict=True):
+        shape: list[int | str] = [group.length, group.width]
+        past = graph.state_input(f"{ring.name}.{group.dilation}", shape)
+        rows = graph.constant(np.arange(0, group.length, group.dilation), "rows")
+        taps = graph.constant(ring.taps[:-1, group.first : group.last].contiguous(), "taps")
+        read = past if group.dilation == 1 else graph.add("Gather", [past, rows], axis=0)
+        sums.append(graph.add("ReduceSum", [graph.add("Mul", [read, taps]), axis], keepdims=1))
+        name = graph.state_output(f"{ring.name}.{group.dilation}.new", shape)
+        graph.add("Concat", [graph.add("Slice", [past, one, end, axis]), part], name, axis=0)
+    total = sums[0] if len(sums) == 1 else graph.add("Concat", sums, axis=1)
+    return str(graph.add("Add", [total, graph.constant(bias, "bias")]))
 
 
 @emit.register
@@ -147,34 +194,51 @@ def _(operation: Attend, graph: GraphBuilder) -> None:
     cache = operation.cache
     groups, width = cache.groups, cache.width
     share = operation.q.width // (groups * width)
-    slots: int | str = f"{cache.name}.slots" if cache.window is None else cache.window
-    keys = graph.state_input(f"{cache.name}.keys", [groups, slots, width])
-    values = graph.state_input(f"{cache.name}.values", [groups, slots, width])
-    mask = graph.state_input(f"{cache.name}.mask", [slots, 1])
     shape = graph.constant(np.array([groups, 1, width], np.int64), "shape")
-    new_keys = graph.state_output(f"{cache.name}.new_keys", [groups, 1, width])
-    new_values = graph.state_output(f"{cache.name}.new_values", [groups, 1, width])
-    graph.add("Reshape", [graph.of(operation.k), shape], new_keys)
-    graph.add("Reshape", [graph.of(operation.v), shape], new_values)
     q = graph.add("Mul", [graph.of(operation.q), graph.constant(np.array(operation.scale, np.float32), "scale")])
     if share == 1:
         q_GKR = graph.reshape(q, groups, width, 1)
     else:
         q_GKR = graph.add("Transpose", [graph.reshape(q, groups, share, width)], perm=[0, 2, 1])
-    before_GSR = graph.add("Add", [graph.add("MatMul", [keys, q_GKR]), mask])
-    here_G1R = graph.add("MatMul", [new_keys, q_GKR])
-    scores = graph.add("Concat", [here_G1R, before_GSR], axis=1)
-    shares = graph.add("Softmax", [scores], axis=1)
-    one, many = (graph.constant(np.array([at], np.int64), "at") for at in (1, np.iinfo(np.int64).max))
-    zero, axis = (graph.constant(np.array([at], np.int64), "at") for at in (0, 1))
-    of_here = graph.add("Slice", [shares, zero, one, axis])
-    of_before = graph.add("Slice", [shares, one, many, axis])
-    turned = graph.add("Transpose", [of_before], perm=[0, 2, 1])
-    mixed_before = graph.add("MatMul", [turned, values])
-    mixed_here = graph.add("Mul", [graph.add("Transpose", [of_here], perm=[0, 2, 1]), new_values])
-    mixed = graph.add("Add", [mixed_before, mixed_here])
+    names = ("keys", "values")
+    new = [graph.add("Reshape", [graph.of(span), shape]) for span in (operation.k, operation.v)]
+    if graph.standalone:
+        keys, values = (_joined(graph, cache, name, one) for name, one in zip(names, new, strict=True))
+        shares = graph.add("Softmax", [graph.add("MatMul", [keys, q_GKR])], axis=1)
+        mixed = graph.add("MatMul", [graph.add("Transpose", [shares], perm=[0, 2, 1]), values])
+    else:
+        for name, one in zip(names, new, strict=True):
+            graph.add("Identity", [one], graph.state_output(f"{cache.name}.new_{name}", [groups, 1, width]))
+        slots: int | str = f"{cache.name}.slots" if cache.window is None else cache.window
+        keys, values = (graph.state_input(f"{cache.name}.{name}", [groups, slots, width]) for name in names)
+        mask = graph.state_input(f"{cache.name}.mask", [slots, 1])
+        before_GSR = graph.add("Add", [graph.add("MatMul", [keys, q_GKR]), mask])
+        here_G1R = graph.add("MatMul", [new[0], q_GKR])
+        shares = graph.add("Softmax", [graph.add("Concat", [here_G1R, before_GSR], axis=1)], axis=1)
+        zero, one, end = (graph.constant(np.array([at], np.int64), "at") for at in (0, 1, LAST))
+        of_here = graph.add("Slice", [shares, zero, one, one])
+        of_before = graph.add("Slice", [shares, one, end, one])
+        mixed_before = graph.add("MatMul", [graph.add("Transpose", [of_before], perm=[0, 2, 1]), values])
+        mixed_here = graph.add("Mul", [graph.add("Transpose", [of_here], perm=[0, 2, 1]), new[1]])
+        mixed = graph.add("Add", [mixed_before, mixed_here])
     flat = graph.constant(np.array([1, operation.out.width], np.int64), "shape")
     graph.add("Reshape", [mixed, flat], operation.out.vector)
+
+
+def _joined(graph: GraphBuilder, cache: Cache, name: str, new: str) -> str:
+    """Keys or values of the past with those of this position; they become the past, as far as the window goes."""
+    shape: list[int | str] = [cache.groups, f"{cache.name}.past", cache.width]
+    past = graph.state_input(f"{cache.name}.{name}", shape)
+    shape[1] = f"{cache.name}.past_new"
+    after = graph.state_output(f"{cache.name}.{name}.new", shape)
+    if cache.window is None:
+        graph.add("Concat", [past, new], after, axis=1)
+        return after
+    joined = graph.add("Concat", [past, new], axis=1)
+    first = -(cache.window - 1) if cache.window > 1 else LAST
+    begin, end, axis = (graph.constant(np.array([n], np.int64), "at") for n in (first, LAST, 1))
+    graph.add("Slice", [joined, begin, end, axis], after)
+    return str(joined)
 
 
 @emit.register

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from seqmix.kernels.depthwise_conv.channels import Dilations
@@ -86,6 +88,12 @@ class Angles(NamedTuple):
 
     width: int
     theta: float
+
+
+def frequencies_of(angles: Angles) -> NDArray[np.float64]:
+    """What the position is multiplied by: (width // 2,)."""
+    pairs = angles.width // 2
+    return angles.theta ** -(np.arange(pairs) / max(pairs, 1))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

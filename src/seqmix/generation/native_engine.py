@@ -33,6 +33,7 @@ from seqmix.export.program import (
     Silu,
     Span,
     StateSpace,
+    frequencies_of,
 )
 from seqmix.export.program import Operation as ProgramOperation
 from seqmix.generation.engine import Engine, Logits
@@ -194,7 +195,7 @@ class NativeEngine(Engine):
         for one in program.angles:
             pairs = one.width // 2
             cosines, sines = np.zeros(pairs, np.float32), np.zeros(pairs, np.float32)
-            frequencies = one.theta ** -(np.arange(pairs) / max(pairs, 1))
+            frequencies = frequencies_of(one)
             self._kept += [cosines, sines, frequencies]
             self._angles.append((cosines.ctypes.data, sines.ctypes.data))
             self._put(

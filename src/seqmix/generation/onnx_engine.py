@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from seqmix.errors import InputError
 from seqmix.export.graph import build_graph
 from seqmix.export.lowering import lower
+from seqmix.export.program import frequencies_of
 from seqmix.generation.engine import Engine, Logits
 from seqmix.generation.rings import CompiledRings
 from seqmix.generation.states import StepStates
@@ -128,9 +129,7 @@ class OnnxEngine(Engine):
         program, states = self.program, self._states
         self._token = np.zeros(1, np.int64)
         self._logits = np.zeros((1, program.vocab_size), np.float32)
-        self._frequencies = [
-            one.theta ** -(np.arange(one.width // 2) / max(one.width // 2, 1)) for one in program.angles
-        ]
+        self._frequencies = [frequencies_of(one) for one in program.angles]
         self._angles = [(_zeros(1, len(f))[0], _zeros(1, len(f))[0]) for f in self._frequencies]
         self._sums = [_zeros(1, ring.width)[0] for ring in program.rings]
         self._new = [_zeros(1, ring.width)[0] for ring in program.rings]
