@@ -173,7 +173,32 @@ def _head_token_losses_backward(grad: Tensor, hidden: Tensor, weight: Tensor, *r
     return (1 + rest[-2] + rest[-1]) * _mm(hidden, weight.t())
 
 
+def _depthwise_conv(x: Tensor, weight: Tensor, *rest: Any) -> int:
+    return 2 * x.shape[0] * x.shape[1] * weight.numel()
+
+
+def _depthwise_conv_weight_gradient(grad: Tensor, x: Tensor, kernel: int, *rest: Any) -> int:
+    return 2 * grad.numel() * kernel
+
+
+def _swiglu_depthwise_conv(x: Tensor, gates: Tensor, weight: Tensor, *rest: Any) -> int:
+    return _depthwise_conv(x, weight)
+
+
+def _gated_depthwise_conv_backward(grad: Tensor, *rest: Any) -> int:
+    """The gradients of input and weights; the forward's products that are formed once more are not the model's."""
+    weight = next(part for part in rest if part.dim() == 2)
+    return 2 * _depthwise_conv(grad, weight)
+
+
 _FORMULAS_BY_NAME: dict[str, Formula] = {
+    "seqmix::depthwise_conv": _depthwise_conv,
+    "seqmix::depthwise_conv_input_gradient": _depthwise_conv,
+    "seqmix::depthwise_conv_weight_gradient": _depthwise_conv_weight_gradient,
+    "seqmix::gated_depthwise_conv": _depthwise_conv,
+    "seqmix::gated_depthwise_conv_backward": _gated_depthwise_conv_backward,
+    "seqmix::swiglu_depthwise_conv": _swiglu_depthwise_conv,
+    "seqmix::swiglu_depthwise_conv_backward": _gated_depthwise_conv_backward,
     "seqmix::linear_cross_entropy": _head_loss,
     "seqmix::linear_token_losses": _head_token_losses,
     "seqmix::linear_token_losses_backward": _head_token_losses_backward,

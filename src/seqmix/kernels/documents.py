@@ -43,7 +43,7 @@ def place_piece(
     """
     steps = torch.arange(time, device=device)
     start = torch.zeros(batch, dtype=torch.int64, device=device) if position is None else position
-    if document_ids is None:
+    if document_ids is None or time == 0:
         kept = torch.zeros_like(start) if document is None else document
         positions = start[:, None] + steps
         return Placement(positions, torch.zeros_like(positions), start + time, kept, False)

@@ -39,11 +39,19 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     return loaded, None
 
 
+# torch.compile takes the answers as they are instead of tracing how they were found.
+@torch.compiler.assume_constant_result
+def is_available() -> bool:
+    """Whether there are compiled kernels."""
+    return _load()[0] is not None
+
+
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where there are none."""
     return _load()[0]
 
 
+@torch.compiler.assume_constant_result
 def why_missing() -> str | None:
     """One sentence on why there are no compiled kernels and how to get them; None where there are."""
     return _load()[1]

@@ -28,7 +28,9 @@ from seqmix.kernels.depthwise_conv import (
     depthwise_conv,
     depthwise_conv_step,
     empty_state,
+    gated_depthwise_conv,
     group_channels,
+    swiglu_depthwise_conv,
 )
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits
 
@@ -136,6 +138,10 @@ class _DepthwiseMixer(Mixer):
         """What is convolved and what gates the result, both (..., dim), from x (..., dim)."""
 
     @abstractmethod
+    def _mix(self, x: Tensor, *weights: Any, **how: Any) -> tuple[Tensor, DepthwiseConvState | None]:
+        """readout(conv(values(x))) with the gates in the convolution; arguments as of `depthwise_conv`."""
+
+    @abstractmethod
     def _readout(self, convolved: Tensor, gate: Tensor | None) -> Tensor:
         """y (..., dim) from the convolution with its bias and the gate, both (..., dim)."""
 
@@ -179,9 +185,8 @@ class _DepthwiseMixer(Mixer):
     ) -> Mixed:
         if state is not None and not self.config.causal:
             raise InputError("a non-causal convolution takes no state: give the whole sequence at once")
-        values, gate = self._values(x)
-        convolved, after = depthwise_conv(
-            values,
+        y, after = self._mix(
+            x,
             self.weight,
             self.bias,
             dilation=self.dilations,
@@ -189,7 +194,7 @@ class _DepthwiseMixer(Mixer):
             state=None if state is None else _kernel_state(state),
             document_ids=document_ids,
         )
-        return Mixed(self._readout(convolved, gate), None if after is None else ConvState(*_fields(after)))
+        return Mixed(y, None if after is None else ConvState(*_fields(after)))
 
     def init_state(
         self,
@@ -278,6 +283,9 @@ class DepthwiseConv(_DepthwiseMixer):
             (5, {"kernel": 1}),
         ]
 
+    def _mix(self, x: Tensor, *weights: Any, **how: Any) -> tuple[Tensor, DepthwiseConvState | None]:
+        return depthwise_conv(x, *weights, **how)
+
     def _values(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return x, None
 
@@ -302,6 +310,10 @@ class GatedConv(_DepthwiseMixer):
     @classmethod
     def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
         return [(12, {}), (7, {"kernel": 4, "heads": 2, "dilation": (1, 3), "bias": True}), (6, {"causal": False})]
+
+    def _mix(self, x: Tensor, *weights: Any, **how: Any) -> tuple[Tensor, DepthwiseConvState | None]:
+        y, after = gated_depthwise_conv(self.in_proj(x), *weights, **how)
+        return self.out_proj(y), after
 
     def _values(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         gate_in, gate_out, value = self.in_proj(x).chunk(3, dim=-1)
@@ -336,6 +348,9 @@ class ConvSamba(_DepthwiseMixer):
 
     def _dilations(self) -> tuple[int, ...]:
         return self.config.dilations
+
+    def _mix(self, x: Tensor, *weights: Any, **how: Any) -> tuple[Tensor, DepthwiseConvState | None]:
+        return swiglu_depthwise_conv(x, self.gate(x), *weights, **how)
 
     def _values(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         first, second = self.gate(x).chunk(2, dim=-1)

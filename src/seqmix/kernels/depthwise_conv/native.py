@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seqmix.kernels.depthwise_conv.channels import Dilations
 from seqmix.kernels.documents import Placement
-from seqmix.kernels.library import STORAGE, can_run, function
+from seqmix.kernels.library import STORAGE, can_run, function, is_available, why_missing
 
 _FIELDS_OF_GROUP = 6
 
@@ -50,6 +50,8 @@ class _Call(ctypes.Structure):
         ("past", ctypes.c_void_p),
         ("past_size", ctypes.c_int64),
         ("position", ctypes.c_void_p),
+        ("position_after", ctypes.c_void_p),
+        ("past_after", ctypes.c_void_p),
         ("threads", ctypes.c_int64),
     )
 
@@ -83,14 +85,21 @@ class Past(NamedTuple):
 NOTHING = Past()
 
 
+def why_not(x: Tensor, weight: Tensor, past: Tensor | None) -> str | None:
+    """Why the operators cannot take these, in one sentence; None where they can."""
+    if not is_available():
+        return why_missing()
+    if not can_run(x, weight) or (past is not None and past.dtype != x.dtype):
+        types = ", ".join(f"{t.dtype} on {t.device}" for t in (x, weight, past) if t is not None)
+        return f"it takes float32 or bfloat16 on the CPU, with a state of the type of x, and was given {types}"
+    if past is not None and past.requires_grad and torch.is_grad_enabled():
+        return "its gradients do not reach an earlier piece: detach the state, or take implementation 'torch'"
+    return None
+
+
 def available(x: Tensor, weight: Tensor, past: Tensor | None) -> bool:
-    """Whether the operator takes these: on the CPU, float32 or bfloat16, the past of the same type as x."""
-    return (
-        can_run(x, weight)
-        and (past is None or past.dtype == x.dtype)
-        # Its gradients do not reach an earlier piece; those of the torch form do.
-        and not (past is not None and past.requires_grad and torch.is_grad_enabled())
-    )
+    """Whether the operators can take these."""
+    return why_not(x, weight, past) is None
 
 
 def convolve(
@@ -107,8 +116,14 @@ def convolve(
 
     Equal dilations must be neighbours (`Dilations.order` is None or has been applied).
     """
+    before = before_of(past, position, placement)
+    return depthwise_conv(x, weight, bias, *before, table_of(dilations, causal))
+
+
+def before_of(past: Tensor | None, position: Tensor | None, placement: Placement) -> Past:
+    """What the operators need to know of the state and the documents."""
     runs = placement.runs if placement.packed else None
-    return depthwise_conv(x, weight, bias, past, position, runs, table_of(dilations, causal))
+    return Past(*(None if tensor is None else tensor.contiguous() for tensor in (past, position, runs)))
 
 
 def table_of(dilations: Dilations, causal: bool) -> list[int]:
@@ -186,6 +201,19 @@ def run_weight_gradient(
     call.grad_weight, call.grad_bias = grad_weight.data_ptr(), _address(grad_bias)
     function("depthwise_conv_weight_gradient")(ctypes.byref(call))
     return grad_weight, grad_bias
+
+
+def fill_rings(
+    table: Sequence[int], source: Source, inputs: Sequence[Tensor], past: Past, position_after: Tensor, size: int
+) -> Tensor:
+    """The rings (batch, size) after the values of `inputs`, at `position_after` of each row's last document."""
+    call = _prepare(table, 1, source, inputs, past)
+    rings = torch.empty(inputs[0].shape[0], size, dtype=inputs[0].dtype)
+    position_after = position_after.contiguous()
+    call.past_size = size
+    call.position_after, call.past_after = position_after.data_ptr(), rings.data_ptr()
+    function("depthwise_conv_past")(ctypes.byref(call))
+    return rings
 
 
 def _prepare(table: Sequence[int], kernel: int, source: Source, inputs: Sequence[Tensor], past: Past) -> _Call:

@@ -365,6 +365,39 @@ void weight_gradient(const SeqmixConv& conv) {
         }
 }
 
+// The rings once the call's values have followed those of the past; zero where the last document had not begun.
+template <typename Number>
+void fill_rings(const SeqmixConv& conv) {
+    const int64_t count = conv.batch * conv.num_groups;
+#pragma omp parallel for schedule(static) num_threads(conv.threads) if (conv.threads > 1)
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = i / conv.num_groups;
+        const SeqmixConvGroup& group = conv.groups[i % conv.num_groups];
+        const int64_t width = group.last - group.first, start = row * conv.past_size + group.ring;
+        const int64_t after = conv.position_after[row];
+        const Number* before = conv.past ? static_cast<const Number*>(conv.past) + start : nullptr;
+        Number* ring = static_cast<Number*>(conv.past_after) + start;
+        alignas(64) float values[BLOCK];
+        for (int64_t back = 1; back <= group.length; ++back) {
+            const int64_t position = after - back, t = conv.time - back;
+            Number* slot = ring + (position % group.length + group.length) % group.length * width;
+            if (position < 0 || (t < 0 && !before)) {
+                std::fill_n(slot, width, Number{});
+            } else if (t < 0) {
+                std::copy_n(before + position % group.length * width, width, slot);
+            } else if (conv.source == SEQMIX_PLAIN) {
+                std::copy_n(at<Number>(conv.in[0], row, t, group.first), width, slot);
+            } else {
+                for (int64_t c = 0; c < width; c += BLOCK) {
+                    const int64_t channels = std::min<int64_t>(BLOCK, width - c);
+                    read_values<Number>(conv.source, conv.in, row, t, 1, 1, group.first + c, channels, values);
+                    for_each_vector(channels, [&](auto lanes, int v) { lanes.write(slot + c + v, load(values + v)); });
+                }
+            }
+        }
+    }
+}
+
 }  // namespace
 
 EXPORT void KERNEL(seqmix_depthwise_conv)(const SeqmixConv* conv) {
@@ -379,4 +412,11 @@ EXPORT void KERNEL(seqmix_depthwise_conv_weight_gradient)(const SeqmixConv* conv
         weight_gradient<bfloat16>(*conv);
     else
         weight_gradient<float>(*conv);
+}
+
+EXPORT void KERNEL(seqmix_depthwise_conv_past)(const SeqmixConv* conv) {
+    if (conv->storage == SEQMIX_BFLOAT16)
+        fill_rings<bfloat16>(*conv);
+    else
+        fill_rings<float>(*conv);
 }

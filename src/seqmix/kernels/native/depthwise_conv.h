@@ -54,5 +54,8 @@ struct SeqmixConv {
     const void* past;     // (batch, past_size) rings of values that the run 0 of each row continues, or null
     int64_t past_size;
     const int64_t* position;  // (batch): positions already read, with past
+    // Of the rings after the call: positions of each row's last document, and the rings, as past.
+    const int64_t* position_after;
+    void* past_after;
     int64_t threads;
 };
