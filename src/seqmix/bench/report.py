@@ -227,9 +227,9 @@ def _ranges(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row["time"] is not None:
             ranges.setdefault(f"{row['time']['first']:,} to {row['time']['last']:,}", []).append(row["mixer"])
-    lines = [
-        "Time was fitted over contexts " + "; ".join(f"{r} ({', '.join(names)})" for r, names in ranges.items()) + "."
-    ]
+    fitted = "; ".join(f"{place} ({', '.join(names)})" for place, names in ranges.items())
+    by_cost = "By cost: of the FLOPs, and of the growing part of the bytes moved, that the mixer declares."
+    lines = [f"Time was fitted over contexts {fitted}.", by_cost]
     if any(found is not None and not found["is_clear"] for row in rows for found in (row["time"], row["memory"])):
         lines.append("*: what does not grow is still more than a quarter there, so the exponent is too low.")
     return lines

@@ -51,14 +51,9 @@ class BenchSettings:
             raise InputError(f"no measurement is named: choose one of {', '.join(BENCHES)}, or --env")
         if self.bench not in BENCHES:
             raise unknown_name("measurement", self.bench, BENCHES)
-        foreign = {
-            "sizes": self.bench != "kernels",
-            "models": self.bench == "kernels",
-            "contexts": self.bench == "kernels",
-        }
-        for name, is_foreign in foreign.items():
+        for name, users in _USERS.items():
             given = getattr(self, name)
-            if given is not None and is_foreign:
+            if given is not None and self.bench not in users:
                 raise InputError(f"--{name} {','.join(map(str, given))} means nothing to {self.bench}: leave it out")
             if given is not None and not given:
                 raise InputError(f"--{name} is empty: name at least one, or leave it out")

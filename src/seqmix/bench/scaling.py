@@ -104,6 +104,8 @@ def _measure(
     mixer = _make(name, dim, max(contexts), device, dtype)
     works = {context: _works(mixer, context, device, dtype) for context in contexts}
     peaks = _memory(name, works, device, watch)
+    if not peaks:
+        return []
     times = take_turns(
         {f"{kind} {context}": works[context][kind] for context in peaks for kind in KINDS},
         rounds=rounds,

@@ -116,7 +116,8 @@ def take_turns(
             if budget_seconds is not None and number >= LEAST_ROUNDS and clock() - begin > budget_seconds:
                 break
             for name in names if number % 2 == 0 else reversed(names):
-                before.get(name, wait)()
+                if name in before:
+                    before[name]()
                 wait()
                 start = clock()
                 sides[name]()
