@@ -9,6 +9,8 @@ import pytest
 
 from seqmix.compare.formulas import formula_crossovers
 from seqmix.compare.matching import config_of, on_meta, plan_budgets, plan_shapes, spread
+from seqmix.compare.plan import PlanSettings, make_plan
+from seqmix.compare.prices import prices
 from seqmix.compare.settings import CompareSettings
 from seqmix.errors import InputError
 from seqmix.models.config import SeqmixConfig
@@ -117,3 +119,25 @@ def test_a_constant_state_is_smaller_from_the_context_that_counting_gives() -> N
 
     assert state_bytes(transformer, at) > state_bytes(gated, at)
     assert state_bytes(transformer, at - 1) <= state_bytes(gated, at - 1)
+
+
+def test_a_comparison_and_a_plan_find_the_same_crossings() -> None:
+    settings = {"models": MODELS, "params": "100k", "context": 64}
+    plan = make_plan(PlanSettings(**settings), prices("cpu"))
+    compared = formula_crossovers(plan_shapes(make(**settings), 258, never), 258, 64)
+    assert {one["quantity"] for one in compared} == {"state_bytes", "flops_per_generated_token"}
+    planned = {(one["quantity"], one["a"], one["b"], one["at"]) for one in plan["crossovers"]}
+    assert {(one["quantity"], one["a"], one["b"], one["at"]) for one in compared} <= planned
+
+
+def test_flops_of_a_generated_token_cross_where_stepping_does() -> None:
+    plans = plan_shapes(make(models=("transformer", "gated_conv", "mamba2")), 258, never)
+    models = {plan.model: on_meta(config_of(plan, 258, 64)) for plan in plans}
+    found = [one for one in formula_crossovers(plans, 258, 64) if one["quantity"] == "flops_per_generated_token"]
+    assert found
+    for one in found:
+        at = int(one["at"])
+        below, above = models[one["a"]], models[one["b"]]
+        # With that many tokens read, the next one costs b less; with one fewer, not yet.
+        assert below.step_cost(1, at).product_flops > above.step_cost(1, at).product_flops
+        assert below.step_cost(1, at - 1).product_flops <= above.step_cost(1, at - 1).product_flops

@@ -6,17 +6,15 @@ on beyond it where the context is longer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import combinations
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from seqmix.compare import units
-from seqmix.compare.crossings import Crossing, formula_crossings
+from seqmix.compare.formulas import LINES, LONGEST, Found, all_crossings, grows
 from seqmix.compare.prices import Prices
 from seqmix.errors import InputError, unknown_name
 from seqmix.models import SeqmixConfig, SeqmixForCausalLM, list_models
@@ -27,8 +25,7 @@ TOKENS_PER_PARAMETER = 20
 
 VOCABULARY = 258
 SHORTEST = 128
-LONGEST = 1 << 20
-"""The contexts between which lines are drawn; crossovers are looked for from 1 to the longest."""
+"""The first context of a line; the last one is at most that up to which crossovers are looked for."""
 
 ADVANTAGES = {
     "state_bytes": "the {kind_b} state of {b} is smaller than the {kind_a} state of {a}",
@@ -153,9 +150,9 @@ def _describe(
         "by_context": [
             {
                 "context": place,
-                "flops_per_token": model.cost(1, place).product_flops / place,
-                "flops_per_generated_token": model.step_cost(1, place).product_flops,
-                "state_bytes": model.cost(1, place).state_bytes,
+                "flops_per_token": LINES["flops_per_token"](model, place),
+                "flops_per_generated_token": LINES["flops_per_generated_token"](model, place),
+                "state_bytes": LINES["state_bytes"](model, place),
                 "path_length": model.path_length(place - 1),
                 "decode_money_per_million_tokens": _finite(prices.decode_money_per_million(model, place)),
                 "decode_batch": prices.largest_batch(model, place),
@@ -171,50 +168,22 @@ def _finite(value: float) -> float | None:
 
 def _crossovers(models: dict[str, SeqmixForCausalLM], prices: Prices) -> list[dict[str, Any]]:
     """Where the order of two models flips, exactly: by bisection on the formulas, over whole contexts."""
-    lines: dict[str, Callable[[SeqmixForCausalLM, int], float]] = {
-        "state_bytes": lambda model, context: model.cost(1, context).state_bytes,
-        "flops_per_generated_token": lambda model, context: model.step_cost(1, context).product_flops,
-        "flops_per_token": lambda model, context: model.cost(1, context).product_flops / context,
-        "decode_money_per_million_tokens": prices.decode_money_per_million,
-    }
-    found = []
-    for quantity, line in lines.items():
-        at = {name: cache(partial(line, model)) for name, model in models.items()}
-        for a, b in combinations(models, 2):
-            crossings = formula_crossings(at[a], at[b], low=1, high=LONGEST)
-            if not crossings and quantity == "state_bytes":
-                crossings = _smaller_at_once(at, a, b, models)
-            found += [_crossover(quantity, a, b, crossing, models) for crossing in crossings]
-    return found
+    lines = {**LINES, "decode_money_per_million_tokens": prices.decode_money_per_million}
+    return [_crossover(found, models) for found in all_crossings(models, lines)]
 
 
-def _smaller_at_once(
-    at: Mapping[str, Callable[[int], float]], a: str, b: str, models: Mapping[str, SeqmixForCausalLM]
-) -> list[Crossing]:
-    """A crossing at the first token where a constant state is smaller than a growing one from there on."""
-    if _grows(models[a]) == _grows(models[b]) or at[a](1) == at[b](1):
-        return []
-    is_a_lower = at[a](1) < at[b](1)
-    return [Crossing(at=1, first_is_lower_before=not is_a_lower)] if _grows(models[b]) == is_a_lower else []
-
-
-def _grows(model: SeqmixForCausalLM) -> bool:
-    return any(block.mixer.traits.state_growth == "linear" for block in model.model.layers)
-
-
-def _crossover(
-    quantity: str, a: str, b: str, crossing: Crossing, models: Mapping[str, SeqmixForCausalLM]
-) -> dict[str, Any]:
+def _crossover(found: Found, models: Mapping[str, SeqmixForCausalLM]) -> dict[str, Any]:
     """A crossing in words: `a` has the lower value below it, `b` from it on."""
-    below, above = (a, b) if crossing.first_is_lower_before else (b, a)
-    kinds = {name: "growing" if _grows(models[name]) else "constant" for name in (below, above)}
-    words = ADVANTAGES[quantity].format(a=below, b=above, kind_a=kinds[below], kind_b=kinds[above])
+    kinds = {name: "growing" if grows(models[name]) else "constant" for name in (found.below, found.above)}
+    words = ADVANTAGES[found.quantity].format(
+        a=found.below, b=found.above, kind_a=kinds[found.below], kind_b=kinds[found.above]
+    )
     return {
-        "quantity": quantity,
+        "quantity": found.quantity,
         "axis": "context",
         "source": "formula",
-        "a": below,
-        "b": above,
-        "at": crossing.at,
-        "text": f"{words} from context {units.count(crossing.at)} on",
+        "a": found.below,
+        "b": found.above,
+        "at": found.crossing.at,
+        "text": f"{words} from context {units.count(found.crossing.at)} on",
     }
