@@ -32,6 +32,7 @@ from seqmix.kernels.depthwise_conv import (
     empty_state,
     group_channels,
 )
+from seqmix.kernels.norm import gated_rms_norm
 from seqmix.kernels.state_space import decayed_weights, scan_flops, state_space_scan, state_space_step, step_flops
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
 
@@ -121,10 +122,7 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        gated = (x.to(wide) * F.silu(gate.to(wide))).unflatten(-1, (self.groups, -1))
-        normed = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)
-        return normed.flatten(-2).to(gate.dtype) * self.weight
+        return gated_rms_norm(x, gate, self.weight, eps=self.eps, groups=self.groups)
 
 
 class Mamba2(Mixer):

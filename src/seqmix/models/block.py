@@ -8,21 +8,58 @@ Shapes: B batch, T time, D model width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seqmix.cost import Cost, linear_flops
+from seqmix.kernels.gate import swiglu
+from seqmix.kernels.norm import add_norm
+from seqmix.kernels.recompute import recomputed
 from seqmix.mixer import Mixed, State
 from seqmix.mixers import create_mixer
 from seqmix.models.config import SeqmixConfig
 
 
-def make_norm(config: SeqmixConfig) -> nn.Module:
+class RMSNorm(nn.RMSNorm):
+    """torch's, through our kernels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_residual(x, None)[1]
+
+    def with_residual(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(x + y, or x without y; its norm)."""
+        assert self.eps is not None
+        return add_norm(x, y, self.weight, eps=self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, through our kernels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_residual(x, None)[1]
+
+    def with_residual(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(x + y, or x without y; its norm)."""
+        return add_norm(x, y, self.weight, self.bias, eps=self.eps, centred=True)
+
+
+def make_norm(config: SeqmixConfig) -> RMSNorm | LayerNorm:
     """The norm that the config names, over the model's width."""
-    if config.norm == "rms":
-        return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(config.hidden_size, eps=config.norm_eps)
+
+
+def _freed(tensor: Tensor, compute: Callable[[], Tensor], *, when: bool) -> AbstractContextManager[Any]:
+    """Around the readers of a tensor that the backward pass may compute again instead of keeping it."""
+    # A compiler decides for itself what it keeps.
+    if not when or not torch.is_grad_enabled() or torch.compiler.is_compiling() or not tensor.is_contiguous():
+        return nullcontext()
+    return recomputed(tensor, compute)
 
 
 class FeedForward(nn.Module):
@@ -34,8 +71,12 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(dim, width, bias=False)
         self.down_proj = nn.Linear(width, dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
+        """With `recompute` the backward pass forms the product before down once more instead of keeping it."""
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        product = swiglu(gate, up)
+        with _freed(product, lambda: swiglu(gate.detach(), up.detach()), when=recompute):
+            return self.down_proj(product)
 
     def cost(self, positions: int) -> Cost:
         dim, width = self.gate_proj.in_features, self.gate_proj.out_features
@@ -68,27 +109,32 @@ class Block(GradientCheckpointingLayer):
         capacity: int | None = None,
     ) -> Mixed:
         """As the mixer's forward, x (batch, time, dim)."""
-        y, after = self.mixer(
-            self.mixer_norm(x) if self.is_pre_norm else x, state, document_ids=document_ids, capacity=capacity
-        )
-        return Mixed(self._rest(x, y), after)
+        # Checkpointing keeps nothing of a block, and must see what is kept inside.
+        recompute = self.training and not self.gradient_checkpointing
+        inner = self.mixer_norm(x) if self.is_pre_norm else x
+        with _freed(inner, lambda: self.mixer_norm(x.detach()), when=recompute and self.is_pre_norm):
+            y, after = self.mixer(inner, state, document_ids=document_ids, capacity=capacity)
+        del inner
+        return Mixed(self._rest(x, y, recompute), after)
 
     def step(self, x: Tensor, state: State) -> Mixed:
         """As the mixer's step, x (batch, dim)."""
         y, after = self.mixer.step(self.mixer_norm(x) if self.is_pre_norm else x, state)
-        return Mixed(self._rest(x, y), after)
+        return Mixed(self._rest(x, y, recompute=False), after)
 
-    def _rest(self, x: Tensor, mixed: Tensor) -> Tensor:
+    def _rest(self, x: Tensor, mixed: Tensor, recompute: bool) -> Tensor:
         """The residual around the mixer's output, and the feed-forward."""
-        x = x + mixed
         if not self.is_pre_norm:
-            x = self.mixer_norm(x)
+            x = self.mixer_norm.with_residual(x, mixed)[1]
         if self.feed_forward is None:
-            return x
-        assert self.feed_forward_norm is not None
-        if self.is_pre_norm:
-            return x + self.feed_forward(self.feed_forward_norm(x))
-        return self.feed_forward_norm(x + self.feed_forward(x))
+            return x + mixed if self.is_pre_norm else x
+        norm = self.feed_forward_norm
+        assert norm is not None
+        if not self.is_pre_norm:
+            return norm.with_residual(x, self.feed_forward(x, recompute=recompute))[1]
+        x, inner = norm.with_residual(x, mixed)
+        with _freed(inner, lambda: norm(x.detach()), when=recompute):
+            return x + self.feed_forward(inner, recompute=recompute)
 
     def _around_mixer(self, positions: int) -> Cost:
         """The cost of norms, residuals and feed-forward."""

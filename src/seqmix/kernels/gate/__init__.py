@@ -12,6 +12,8 @@ from seqmix.kernels.gate import native, reference
 from seqmix.kernels.library import can_run, why_missing
 
 IMPLEMENTATIONS = ("reference", "native")
+SMALL = 1 << 13
+"""Below so many numbers the call of an operator of our own costs more than it saves."""
 
 __all__ = ["swiglu"]
 
@@ -30,7 +32,8 @@ def swiglu(gate: Tensor, up: Tensor, *, implementation: str | None = None) -> Te
     fits = can_run(gate, up) and gate.dtype == up.dtype
     if implementation is None:
         # What is exported must run where seqmix is not installed.
-        implementation = "native" if fits and not torch.compiler.is_exporting() else "reference"
+        pays = gate.numel() >= SMALL and not torch.compiler.is_exporting()
+        implementation = "native" if fits and pays else "reference"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is not known: choose one of {', '.join(IMPLEMENTATIONS)}")
     if implementation == "reference":

@@ -13,6 +13,8 @@ from seqmix.kernels.library import can_run, why_missing
 from seqmix.kernels.norm import native, reference
 
 IMPLEMENTATIONS = ("reference", "torch", "native")
+SMALL = 1 << 13
+"""Below so many numbers the call of an operator of our own costs more than it saves."""
 
 __all__ = ["add_norm", "gated_rms_norm"]
 
@@ -24,7 +26,8 @@ def _choose(implementation: str | None, *tensors: Tensor | None) -> str:
         if given[0].dtype == torch.float64:
             return "reference"
         # What is exported must run where seqmix is not installed.
-        return "native" if fits and not torch.compiler.is_exporting() else "torch"
+        pays = given[0].numel() >= SMALL and not torch.compiler.is_exporting()
+        return "native" if fits and pays else "torch"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is not known: choose one of {', '.join(IMPLEMENTATIONS)}")
     if implementation == "native" and not fits:
