@@ -23,7 +23,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _silent_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with silent_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     held = most = 0
     for event in recorded.profiler.kineto_results.events():
@@ -34,7 +34,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """The profiler writes lines to stderr that no setting turns off."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
