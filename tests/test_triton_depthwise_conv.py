@@ -231,7 +231,7 @@ def compile_for(architecture: int, program: str, warps: int, constants: dict[str
 
 @outside
 @pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
-@pytest.mark.parametrize("is_full", [False, True], ids=["plain", "past and documents"])
+@pytest.mark.parametrize("is_full", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_programs_compile_for_gpus(
     architecture: int, is_full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,12 +240,14 @@ def test_the_programs_compile_for_gpus(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     shape = {"K": 4, "KC": 4, "ALIGNMENT": 64, "CAUSAL": True, "SUM": tl.float32}
     shape |= {"HAS_PAST": is_full, "PACKED": is_full}
-    forward = compile_for(architecture, "convolve", 4, shape | {"R": 16, "BD": 256, "TASK": 0, "HAS_BIAS": is_full})
+    forward = compile_for(
+        architecture, "convolve", 4, shape | {"R": 16, "PART": 16, "BD": 256, "TASK": 0, "HAS_BIAS": is_full}
+    )
     # Two numbers of 16 bits at once, nothing kept in local memory, and no product left apart from its sum.
     assert "ld.global.b32" in forward.asm["ptx"]
     assert "st.global.b32" in forward.asm["ptx"]
     assert "mul.f32" not in forward.asm["ptx"]
-    gradient = compile_for(architecture, "weight_gradient", 4, shape | {"R": 16, "S": 4, "BD": 64})
+    gradient = compile_for(architecture, "weight_gradient", 4, shape | {"R": 16, "PART": 16, "S": 4, "BD": 64})
     for one in (forward, gradient):
         assert ".local" not in one.asm["ptx"]
         assert "red.global" not in one.asm["ptx"]

@@ -42,12 +42,6 @@ def _steps_until(distance, dilation):
 
 
 @triton.jit
-def _run_at(runs, at, time):
-    """The document that a position is in; 0, the one that the past is of, outside of the piece."""
-    return tl.load(runs + at, mask=(at >= 0) & (at < time), other=0)
-
-
-@triton.jit
 def _outputs(
     source,
     past,
@@ -75,9 +69,13 @@ def _outputs(
     HAS_PAST: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PACKED: tl.constexpr,
+    WHOLE: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """R outputs of a block of channels; the pointers stand at the row, and at the group in the past."""
+    """R outputs of a block of channels; the pointers stand at the row, and at the group in the past.
+
+    WHOLE: all that is read and written lies inside the piece.
+    """
     offset = tl.zeros(channels.shape, SUM)
     if HAS_BIAS:
         offset += tl.load(bias + channels, mask=channels < last, other=0.0).to(SUM)
@@ -99,9 +97,8 @@ def _outputs(
         documents = ()
         updated = ()
         for j in tl.static_range(R + KC - 1):
-            inside = channels < tl.where((j >= low) & (j < high), last, 0)
-            one = tl.load(at_source, mask=inside, other=0.0).to(SUM)
-            at_source += step
+            inside = channels < (last if WHOLE else tl.where((j >= low) & (j < high), last, 0))
+            one = tl.load(at_source + j * step, mask=inside, other=0.0).to(SUM)
             if HAS_PAST:
                 at = begin + j * dilation
                 before = channels < tl.where((at < 0) & (at >= -length), last, 0)
@@ -127,11 +124,12 @@ def _outputs(
     at_out = out + t0.to(tl.int64) * stride_out + channels
     step = dilation.to(tl.int64) * stride_out
     for i in tl.static_range(R):
-        inside = channels < tl.where(i < high, last, 0)
+        inside = channels < (last if WHOLE else tl.where(i < high, last, 0))
         if TASK == 2:
-            at_out = out + (position + t0 + i * dilation) % tl.maximum(length, 1) * (last - first) + channels
-        tl.store(at_out, sums[i].to(out.dtype.element_ty), mask=inside)
-        at_out += step
+            slot = (position + t0 + i * dilation) % tl.maximum(length, 1)
+            tl.store(out + slot * (last - first) + channels, sums[i].to(out.dtype.element_ty), mask=inside)
+        else:
+            tl.store(at_out + i * step, sums[i].to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -156,6 +154,7 @@ def convolve(
     K: tl.constexpr,
     KC: tl.constexpr,
     R: tl.constexpr,
+    PART: tl.constexpr,
     BD: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -168,7 +167,8 @@ def convolve(
     """The convolution (TASK 0), the gradient of its input (1), or of the past (2; `out` is laid out as the past).
 
     source (batch, time, dim) is the input or the output's gradient, past (batch, past_size), position (batch,),
-    weight (K, dim), bias (dim,), runs (batch, time).
+    weight (K, dim), bias (dim,), runs (batch, time). At borders of sequences and documents a program goes through its
+    outputs PART by PART.
     """
     program = tl.program_id(0)
     block, column = program % blocks, program // blocks % columns
@@ -192,23 +192,86 @@ def convolve(
         else:
             out += row * stride_row_out
             shift = left - length if TASK == 1 else -left
-        plain = True
+        earliest = t0 + shift
+        latest = earliest + (R - 1 + (K + KC - 1) // KC * KC - 1) * dilation
+        whole = (earliest >= 0) & (latest < time) & (t0 + (R - 1) * dilation < end)
         if PACKED:
-            earliest, latest = t0 + shift, t0 + shift + (R - 1) * dilation + length
-            run = _run_at(runs, tl.minimum(latest, time - 1), time)
-            plain = _run_at(runs, tl.maximum(earliest, 0), time) == run
-            if HAS_PAST:
-                plain = plain & ((earliest >= 0) | (run == 0))
-        if plain:
+            # Documents are counted from the first to the last, so that equal ends mean no border between.
+            begin, until = tl.maximum(tl.minimum(earliest, t0), 0), tl.minimum(tl.maximum(latest, t0), time - 1)
+            whole = whole & (tl.load(runs + begin) == tl.load(runs + until))
+        if whole:
             _outputs(
                 source, past, weight, bias, runs, out, t0, shift, dilation, own_position, time, end, length, dim,
-                stride_time, stride_time_out, channels, first, last, K, KC, R, TASK, HAS_PAST, HAS_BIAS, False, SUM
+                stride_time, stride_time_out, channels, first, last, K, KC, R, TASK, False, HAS_BIAS, False, True, SUM
             )  # fmt: skip
-        elif PACKED:
-            _outputs(
-                source, past, weight, bias, runs, out, t0, shift, dilation, own_position, time, end, length, dim,
-                stride_time, stride_time_out, channels, first, last, K, KC, R, TASK, HAS_PAST, HAS_BIAS, True, SUM
-            )  # fmt: skip
+        else:
+            for part in range(R // PART):
+                _outputs(
+                    source, past, weight, bias, runs, out, t0 + part * PART * dilation, shift, dilation, own_position,
+                    time, end, length, dim, stride_time, stride_time_out, channels, first, last, K, KC, PART, TASK,
+                    HAS_PAST, HAS_BIAS, PACKED, False, SUM
+                )  # fmt: skip
+
+
+@triton.jit
+def _products(
+    sums,
+    at_source,
+    at_past,
+    at_grad,
+    runs,
+    row,
+    begin,
+    t0,
+    low,
+    high,
+    targets,
+    dilation,
+    position,
+    time,
+    length,
+    width,
+    stride_time,
+    stride_time_grad,
+    is_channel,
+    KC: tl.constexpr,
+    R: tl.constexpr,
+    HAS_PAST: tl.constexpr,
+    PACKED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    SUM: tl.constexpr,
+):
+    """The sums of KC taps with the products of R positions of each segment added; WHOLE as in `_outputs`."""
+    step, step_grad = dilation.to(tl.int64) * stride_time, dilation.to(tl.int64) * stride_time_grad
+    inputs = ()
+    documents = ()
+    for j in tl.static_range(R + KC - 1):
+        is_in = (j >= low) & (j < high)
+        mask = is_channel if WHOLE else is_in[:, None] & is_channel
+        one = tl.load(at_source + j * step, mask=mask, other=0.0).to(SUM)
+        if HAS_PAST:
+            at = begin + j * dilation
+            mask = ((targets > 0) & (at < 0) & (at >= -length))[:, None] & is_channel
+            slot = (position + at + length) % tl.maximum(length, 1) * width
+            one += tl.load(at_past + slot[:, None], mask=mask, other=0.0).to(SUM)
+        inputs = inputs + (one,)
+        if PACKED:
+            documents = documents + (tl.load(runs + row * time + begin + j * dilation, mask=is_in, other=0),)
+        if j >= KC - 1:
+            is_target = j - KC + 1 < targets
+            mask = is_channel if WHOLE else is_target[:, None] & is_channel
+            g = tl.load(at_grad + (j - KC + 1) * step_grad, mask=mask, other=0.0).to(SUM)
+            if PACKED:
+                at = row * time + t0 + (j - KC + 1) * dilation
+                own = tl.load(runs + at, mask=is_target, other=0)
+            updated = ()
+            for k in tl.static_range(KC):
+                value = inputs[j - KC + 1 + k]
+                if PACKED:
+                    value = tl.where((documents[j - KC + 1 + k] == own)[:, None], value, 0.0)
+                updated = updated + (tl.fma(g, value, sums[k]),)
+            sums = updated
+    return sums
 
 
 @triton.jit
@@ -234,6 +297,7 @@ def weight_gradient(
     K: tl.constexpr,
     KC: tl.constexpr,
     R: tl.constexpr,
+    PART: tl.constexpr,
     S: tl.constexpr,
     BD: tl.constexpr,
     ALIGNMENT: tl.constexpr,
@@ -267,37 +331,31 @@ def weight_gradient(
         targets = tl.where(is_row, _steps_until(time - t0, dilation), 0)
         at_grad = grad + (row * stride_row_grad + t0.to(tl.int64) * stride_time_grad)[:, None] + channels[None, :]
         at_source = source + (row * stride_row + begin.to(tl.int64) * stride_time)[:, None] + channels[None, :]
+        at_past, own_position = past, row
         if HAS_PAST:
             at_past = past + (row * past_size + offset - first)[:, None] + channels[None, :]
             own_position = tl.load(position + row, mask=is_row, other=0)
-        inputs = ()
-        documents = ()
-        for j in tl.static_range(R + KC - 1):
-            is_in = (j >= low) & (j < high)
-            one = tl.load(at_source, mask=is_in[:, None] & is_channel, other=0.0).to(SUM)
-            at_source += dilation.to(tl.int64) * stride_time
-            if HAS_PAST:
-                at = begin + j * dilation
-                mask = (is_row & (at < 0) & (at >= -length))[:, None] & is_channel
-                slot = (own_position + at + length) % tl.maximum(length, 1) * (last - first)
-                one += tl.load(at_past + slot[:, None], mask=mask, other=0.0).to(SUM)
-            inputs = inputs + (one,)
-            if PACKED:
-                documents = documents + (tl.load(runs + row * time + begin + j * dilation, mask=is_in, other=0),)
-            if j >= KC - 1:
-                is_target = j - KC + 1 < targets
-                g = tl.load(at_grad, mask=is_target[:, None] & is_channel, other=0.0).to(SUM)
-                at_grad += dilation.to(tl.int64) * stride_time_grad
-                if PACKED:
-                    at = row * time + t0 + (j - KC + 1) * dilation
-                    own = tl.load(runs + at, mask=is_target, other=0)
-                updated = ()
-                for k in tl.static_range(KC):
-                    value = inputs[j - KC + 1 + k]
-                    if PACKED:
-                        value = tl.where((documents[j - KC + 1 + k] == own)[:, None], value, 0.0)
-                    updated = updated + (tl.fma(g, value, sums[k]),)
-                sums = updated
+        whole = (low <= 0) & (high >= R + KC - 1) & (targets >= R)
+        if PACKED:
+            until = begin + (R + KC - 2) * dilation
+            first_run = tl.load(runs + row * time + tl.minimum(begin, t0), mask=whole, other=0)
+            last_run = tl.load(runs + row * time + tl.maximum(until, t0 + (R - 1) * dilation), mask=whole, other=0)
+            whole = whole & (first_run == last_run)
+        if tl.min(whole.to(tl.int32), 0) == 1:
+            sums = _products(
+                sums, at_source, at_past, at_grad, runs, row, begin, t0, low, high, targets, dilation, own_position,
+                time, length, last - first, stride_time, stride_time_grad, is_channel, KC, R, False, False, True, SUM
+            )  # fmt: skip
+        else:
+            for part in range(R // PART):
+                ahead = part * PART
+                sums = _products(
+                    sums, at_source + ahead * dilation.to(tl.int64) * stride_time, at_past,
+                    at_grad + ahead * dilation.to(tl.int64) * stride_time_grad, runs, row, begin + ahead * dilation,
+                    t0 + ahead * dilation, low - ahead, high - ahead, targets - ahead, dilation, own_position,
+                    time, length, last - first, stride_time, stride_time_grad, is_channel, KC, PART, HAS_PAST, PACKED,
+                    False, SUM
+                )  # fmt: skip
     for k in tl.static_range(KC):
         tap = chunk * KC + k + split * 0
         inside = channels < tl.where(tap < K, last, 0)

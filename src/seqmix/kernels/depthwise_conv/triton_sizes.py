@@ -29,7 +29,8 @@ CHANNELS_PER_WARP = 64
 SHORT_KERNEL = 8
 WIDE_OUTPUTS = 32
 SHORT_OUTPUTS = 16
-"""Outputs of a program for one channel: for kernels above SHORT_KERNEL, and up to it."""
+BORDER_OUTPUTS = 8
+"""Outputs of a program for one channel: for kernels above SHORT_KERNEL, up to it, and for wide ones at a border."""
 
 PROGRAMS_PER_PROCESSOR = 2
 """Programs of the weight gradient for each multiprocessor: more hide more latency, and leave more sums to add."""
@@ -63,6 +64,13 @@ def by_outputs(dilations: Sequence[int], kernel: int, time: int, is_past: bool) 
         # Where a column of time has few positions, most of many outputs would stand behind its end.
         found.setdefault(many if in_column > many // 4 else max(1, many // 4), []).append(index)
     return {outputs: tuple(members) for outputs, members in found.items()}
+
+
+def part_of(outputs: int, kernel: int) -> int:
+    """The outputs that a program makes at once at a border; few of a wide kernel, so that it compiles in seconds."""
+    if IS_INTERPRETED:
+        return max(1, outputs // 2)
+    return outputs if kernel <= SHORT_KERNEL else min(outputs, BORDER_OUTPUTS)
 
 
 def block_of(width: int) -> int:
