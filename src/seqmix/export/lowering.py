@@ -148,8 +148,8 @@ def _(mixer: ConvSamba, build: _Builder, x: Span, add: Span) -> Span:
     dim = x.width
     ring = build.ring(mixer, mixer.weight, mixer.bias, mixer.dilations)
     first, second = build.linear(x, mixer.gate.weight, mixer.gate.bias).split(dim, dim)
-    gate = build.put(Multiply(out=build.vector(dim), a=first, b=second, silu=True))
     convolved = build.put(Convolve(out=build.vector(dim), x=x, ring=ring))
+    gate = build.put(Multiply(out=build.vector(dim), a=first, b=second, silu=True))
     return build.put(Multiply(out=build.vector(dim), a=convolved, b=gate, add=add))
 
 

@@ -6,7 +6,6 @@ Matrices lie in panels of 16 outputs in the order of their use, in one block: a 
 from __future__ import annotations
 
 import copy
-import mmap
 from functools import singledispatchmethod
 from typing import Any, Self
 
@@ -34,10 +33,12 @@ from seqmix.export.program import (
     Span,
     StateSpace,
     frequencies_of,
+    inputs_of,
 )
 from seqmix.export.program import Operation as ProgramOperation
 from seqmix.generation.engine import Engine, Logits
-from seqmix.generation.rings import ring_operation
+from seqmix.generation.large_pages import empty_block
+from seqmix.generation.rings import pack_taps, ring_operation
 from seqmix.generation.states import StepStates, to_bfloat16
 from seqmix.generation.weights import WeightType
 from seqmix.kernels.library import library, why_missing
@@ -69,12 +70,13 @@ def pack_panels(weight: Tensor, weights: WeightType) -> tuple[NDArray[Any], NDAr
 class _Weights:
     """All constants of a program, matrices in one block; shared by the branches of an engine.
 
-    block: where matrices lie. kept: everything else whose address is in use.
+    kept: everything whose address is in use.
     """
 
     def __init__(self, program: Program, weights: WeightType) -> None:
         self.kept: list[Any] = []
         self._known: dict[tuple[int, bool], int] = {}
+        self.taps = {ring.name: pack_taps(ring) for ring in program.rings}
         self.matrices: dict[int, tuple[int, int | None]] = {}
         packed = [
             (operation, *pack_panels(operation.weight, weights))
@@ -82,19 +84,16 @@ class _Weights:
             if isinstance(operation, Linear)
         ]
         sizes = [-(-values.nbytes // ALIGNMENT) * ALIGNMENT for _, values, _ in packed]
-        # Anonymous memory begins at a page; in large pages the processor finds its way through it faster.
-        self.block = mmap.mmap(-1, max(1, sum(sizes)))
-        self.block.madvise(mmap.MADV_HUGEPAGE)
-        bytes_ = np.frombuffer(self.block, np.uint8)
-        self.kept.append(bytes_)
+        block = empty_block(sum(sizes))
+        self.kept.append(block)
         begin = 0
         for (operation, values, scales), size in zip(packed, sizes, strict=True):
-            bytes_[begin : begin + values.nbytes] = values.view(np.uint8)
+            block[begin : begin + values.nbytes] = values.view(np.uint8)
             address = None
             if scales is not None:
                 self.kept.append(_padded(scales))
                 address = self.kept[-1].ctypes.data
-            self.matrices[id(operation)] = (bytes_.ctypes.data + begin, address)
+            self.matrices[id(operation)] = (block.ctypes.data + begin, address)
             begin += size
 
     def address(self, tensor: Tensor | None, *, padded: bool = False) -> int | None:
@@ -178,9 +177,8 @@ class NativeEngine(Engine):
     def _build(self) -> None:
         """The table of operations for where the states lie now."""
         program = self.program
-        written = [operation.out for operation in program.operations]
         starts, size = {}, 0
-        for out in written:
+        for out in (operation.out for operation in program.operations):
             starts[out.vector] = size
             size += -(-out.width // PANEL) * PANEL
         arena = np.zeros(size + PANEL, np.float32)
@@ -205,8 +203,15 @@ class NativeEngine(Engine):
                 state=cosines.ctypes.data,
                 other=sines.ctypes.data,
             )
+        written: set[str] = set()
         for operation in program.operations:
             self._append(operation)
+            if isinstance(operation, Linear | Convolve):
+                independent = bool(written) and not any(span.vector in written for span in inputs_of(operation))
+                self._table[-1].independent = independent
+                written = {*written, operation.out.vector} if independent else {operation.out.vector}
+            else:
+                written = set()
         self._run = StepRunner(self._table, self.threads)
 
     def _put(self, kind: Kind, **fields: Any) -> None:
@@ -277,7 +282,8 @@ class NativeEngine(Engine):
         index = self.program.rings.index(ring)
         past = self._states.rings[index]
         out, x = self._at(operation.out), self._at(operation.x)
-        self._table.append(ring_operation(ring, past, self._kept, out=out, a=x))
+        packed = self._constants.taps[ring.name]
+        self._table.append(ring_operation(ring, packed, past, self._kept, out=out, a=x))
 
     @_append.register
     def _(self, operation: Multiply) -> None:

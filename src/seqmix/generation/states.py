@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seqmix.errors import InputError, unknown_name
 from seqmix.export.program import Cache, Program
+from seqmix.generation.large_pages import LARGE_PAGE, empty_block
 from seqmix.kernels.depthwise_conv.channels import Group
 from seqmix.mixer import State
 from seqmix.mixers.slots import SlotState
@@ -71,14 +72,24 @@ class StepStates:
     def reset(self) -> None:
         """The states before the first token. Memory is touched now, so that no step waits for it."""
         self.position = 0
-        self.rings = [_filled(ring.dilations.past_size, self.ring_dtype) for ring in self.program.rings]
+        self.rings = self._ring_arrays()
         self.caches = [_empty_cache(cache, cache.window or SLOTS_AT_ONCE) for cache in self.program.caches]
         self.memories = [np.zeros(memory.shape, np.float32) for memory in self.program.memories]
+
+    def _ring_arrays(self) -> list[NDArray]:
+        """Empty rings, one after another in one block, whose pages are taken now."""
+        sizes = [ring.dilations.past_size for ring in self.program.rings]
+        count = sum(sizes) * self.ring_dtype.itemsize
+        block = (empty_block(count) if count >= LARGE_PAGE else np.empty(count, np.uint8))[:count]
+        block.fill(0)
+        return np.split(block.view(self.ring_dtype), np.cumsum(sizes)[:-1]) if sizes else []
 
     def copy(self) -> Self:
         """States of their own with the same content."""
         other = copy.copy(self)
-        other.rings = [ring.copy() for ring in self.rings]
+        other.rings = self._ring_arrays()
+        for mine, theirs in zip(other.rings, self.rings, strict=True):
+            mine[:] = theirs
         other.caches = [CacheArrays(cache.keys.copy(), cache.values.copy()) for cache in self.caches]
         other.memories = [memory.copy() for memory in self.memories]
         return other
@@ -167,13 +178,6 @@ class StepStates:
     def _ring_of(self, index: int, group: Group) -> NDArray:
         size = group.length * group.width
         return self.rings[index][group.offset : group.offset + size].reshape(group.length, group.width)
-
-
-def _filled(size: int, dtype: np.dtype) -> NDArray:
-    """Zeros whose memory is there already: `np.zeros` leaves that to the first access."""
-    array = np.empty(size, dtype)
-    array.fill(0)
-    return array
 
 
 def _empty_cache(cache: Cache, slots: int) -> CacheArrays:

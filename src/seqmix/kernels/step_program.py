@@ -41,7 +41,7 @@ class Kind(IntEnum):
 class Group(ctypes.Structure):
     """Neighbouring channels of one dilation and where their ring begins."""
 
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("first", "last", "dilation", "length", "ring"))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("first", "last", "dilation", "length", "ring", "weight"))
 
 
 class Operation(ctypes.Structure):
@@ -53,6 +53,7 @@ class Operation(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("n", "k", "type", "heads", "size", "slots")),
         ("groups", ctypes.c_void_p),
         ("num_groups", ctypes.c_int64),
+        ("independent", ctypes.c_int64),
         *((name, ctypes.c_double) for name in ("eps", "low", "high")),
     )
 

@@ -71,10 +71,22 @@ inline Share share_of(int64_t count, int64_t thread, int64_t threads) {
     return {count * thread / threads, count * (thread + 1) / threads};
 }
 
+inline int64_t panels_of(int64_t width) { return (width + PANEL - 1) / PANEL; }
+
 inline Vector silu(Vector x) { return x * sigmoid(x); }
 
-inline Vector load_up_to(const float* from, int64_t count) {
+// The first `count` numbers, or as many as a vector has.
+template <typename Number>
+inline Vector load_up_to(const Number* from, int64_t count) {
     return count >= LANES ? load(from) : load_some(from, int(count));
+}
+
+template <typename Number>
+inline void store_up_to(Number* to, Vector value, int64_t count) {
+    if (count >= LANES)
+        store(to, value);
+    else
+        store_some(to, value, int(count));
 }
 
 inline float dot(const float* a, const float* b, int64_t count) {
@@ -139,12 +151,13 @@ void rms_norm(const SeqmixStepOperation& op) {
 
 void layer_norm(const SeqmixStepOperation& op) {
     const float* weight = static_cast<const float*>(op.weight);
-    double sum = 0;
-    for (int64_t i = 0; i < op.n; ++i) sum += op.a[i];
-    const float mean = float(sum / double(op.n));
-    float squares = 0;
+    Vector sums{};
+    int64_t summed = 0;
+    for (; summed + LANES <= op.n; summed += LANES) sums += load(op.a + summed);
+    if (summed < op.n) sums += load_some(op.a + summed, int(op.n - summed));
+    const float mean = sum_of(sums) / float(op.n);
     for (int64_t i = 0; i < op.n; ++i) op.out[i] = op.a[i] - mean;
-    squares = dot(op.out, op.out, op.n);
+    const float squares = dot(op.out, op.out, op.n);
     const float factor = float(1.0 / std::sqrt(double(squares) / double(op.n) + op.eps));
     if (op.bias)
         for (int64_t i = 0; i < op.n; ++i) op.out[i] = op.out[i] * factor * weight[i] + op.bias[i];
@@ -236,38 +249,49 @@ void prefetch_linear(const SeqmixStepOperation& op, int64_t thread, int64_t thre
 
 template <typename Number>
 void convolve_as(const SeqmixStepOperation& op, int64_t position, int64_t thread, int64_t threads) {
-    const float* weight = static_cast<const float*>(op.weight);
-    const int64_t taps = op.size, units = (op.n + LANES - 1) / LANES;
-    const Share mine = share_of(units, thread, threads);
+    const int64_t taps = op.size;
+    int64_t total = 0, done = 0;
+    for (int64_t g = 0; g < op.num_groups; ++g) total += panels_of(op.groups[g].last - op.groups[g].first);
+    const Share mine = share_of(total, thread, threads);
+    thread_local std::vector<const Number*> rows;
+    rows.resize(std::max<int64_t>(taps, int64_t(rows.size())));
     for (int64_t g = 0; g < op.num_groups; ++g) {
         const SeqmixStepGroup& group = op.groups[g];
-        const int64_t width = group.last - group.first;
-        const int64_t begin = std::max(group.first, mine.begin * LANES), end = std::min(group.last, mine.end * LANES);
+        const int64_t width = group.last - group.first, panels = panels_of(width);
+        const int64_t begin = std::max<int64_t>(mine.begin - done, 0) * PANEL;
+        const int64_t end = std::min(std::min(mine.end - done, panels) * PANEL, width);
+        done += panels;
         if (begin >= end) continue;
-        Number* ring = static_cast<Number*>(op.state) + group.ring - group.first;
+        Number* ring = static_cast<Number*>(op.state) + group.ring;
+        // The slot of the position holds what the farthest tap reads, one dilation on stands the next tap's.
+        const int64_t slot = group.length ? position % group.length : 0;
+        for (int64_t tap = 0; op.out && tap + 1 < taps; ++tap) {
+            const int64_t at = slot + tap * group.dilation;
+            rows[tap] = ring + (at < group.length ? at : at - group.length) * width;
+            // Rows far apart come from memory one by one unless they are asked for together.
+            for (int64_t channel = begin; channel < end; channel += 64 / int64_t(sizeof(Number)))
+                __builtin_prefetch(rows[tap] + channel);
+        }
+        const float* weight = static_cast<const float*>(op.weight) + group.weight;
         for (int64_t channel = begin; op.out && channel < end; channel += LANES) {
-            const int64_t count = std::min<int64_t>(LANES, end - channel);
-            const bool whole = count == LANES;
-            Vector sum{};
-            if (op.a) sum = load_up_to(op.a + channel, count) * load_up_to(weight + (taps - 1) * op.n + channel, count);
-            if (op.bias) sum += load_up_to(op.bias + channel, count);
-            for (int64_t tap = 0; tap + 1 < taps; ++tap) {
-                // Never below 0: a ring is as long as the farthest tap reaches.
-                const int64_t at = position + group.length - (taps - 1 - tap) * group.dilation;
-                const Number* past = ring + at % group.length * width + channel;
-                const float* w = weight + tap * op.n + channel;
-                sum += whole ? load(past) * load(w) : load_some(past, int(count)) * load_some(w, int(count));
-            }
-            if (whole)
-                store(op.out + channel, sum);
-            else
-                store_some(op.out + channel, sum, int(count));
+            const int64_t count = std::min<int64_t>(LANES, end - channel), at = group.first + channel;
+            const float* w = weight + channel / PANEL * PANEL * taps + channel % PANEL;
+            Vector sums[4] = {};
+            if (op.a) sums[0] = load_up_to(op.a + at, count) * load(w + (taps - 1) * PANEL);
+            if (op.bias) sums[1] = load_up_to(op.bias + at, count);
+            int64_t tap = 0;
+            if (count == LANES)
+                for (; tap + 5 <= taps; tap += 4)
+                    for (int u = 0; u < 4; ++u) sums[u] += load(rows[tap + u] + channel) * load(w + (tap + u) * PANEL);
+            for (; tap + 1 < taps; ++tap)
+                sums[0] += load_up_to(rows[tap] + channel, count) * load(w + tap * PANEL);
+            store_up_to(op.out + at, (sums[0] + sums[1]) + (sums[2] + sums[3]), count);
         }
         if (group.length == 0 || !op.a) continue;
-        Number* slot = ring + position % group.length * width;
-        for (int64_t channel = begin; channel < end; channel += LANES)
-            store_some(slot + channel, load_up_to(op.a + channel, end - channel),
-                       int(std::min<int64_t>(LANES, end - channel)));
+        for (int64_t channel = begin; channel < end; channel += LANES) {
+            const int64_t count = std::min<int64_t>(LANES, end - channel);
+            store_up_to(ring + slot * width + channel, load_up_to(op.a + group.first + channel, count), count);
+        }
     }
 }
 
@@ -417,7 +441,8 @@ void run(const SeqmixStepOperation& op, const SeqmixStep& step, int64_t thread, 
     }
 }
 
-// What one thread does of a step. A barrier stands between two operations unless the first thread does both.
+// What one thread does of a step. A barrier stands between two operations unless the first thread does both, or the
+// second needs nothing of what the first writes.
 void run_all(const SeqmixStep& step, Barrier& barrier, int64_t thread, int64_t threads) {
     for (int64_t i = 0; i < step.num_operations; ++i) {
         const SeqmixStepOperation& op = step.operations[i];
@@ -428,7 +453,7 @@ void run_all(const SeqmixStep& step, Barrier& barrier, int64_t thread, int64_t t
             run(op, step, 0, 1);
         if (i + 1 == step.num_operations) break;
         const SeqmixStepOperation& next = step.operations[i + 1];
-        if (!shared && !is_shared(next)) continue;
+        if ((!shared && !is_shared(next)) || (next.independent && shared && is_shared(next))) continue;
         if (threads > 1 && next.kind == SEQMIX_STEP_LINEAR) prefetch_linear(next, thread, threads);
         barrier.wait(threads);
     }

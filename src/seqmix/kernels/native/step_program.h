@@ -13,7 +13,7 @@ enum SeqmixStepKind {
     SEQMIX_STEP_RMS_NORM = 3,     // each of `heads` equal parts of a (n) over its root mean square, times weight
     SEQMIX_STEP_LAYER_NORM = 4,   // a (n) without its mean, over its deviation, times weight, plus bias
     SEQMIX_STEP_LINEAR = 5,       // out (n) = weight (n, k), in panels, times a (k), times scale, plus bias, plus b
-    SEQMIX_STEP_CONVOLVE = 6,     // depthwise: past in the rings `state`, tap-major weight (size, n), plus bias;
+    SEQMIX_STEP_CONVOLVE = 6,     // depthwise: past in the rings `state`, weight of `size` taps, plus bias;
                                   // without a: the sums over the past alone; without out: a enters the rings alone
     SEQMIX_STEP_MULTIPLY = 7,     // out = a * b + c, with silu(a) for type 1; c may be null
     SEQMIX_STEP_ADD = 8,          // out = a + b
@@ -24,9 +24,10 @@ enum SeqmixStepKind {
     SEQMIX_STEP_STATE_SPACE = 13  // Mamba-2: x a, dt b, B c, C d; A weight, D bias, bias of dt scale
 };
 
-// Neighbouring channels of one dilation; see SeqmixConvGroup. `ring` counts numbers from the beginning of the past.
+// Neighbouring channels of one dilation. `ring` and `weight` count numbers from the beginning of the past and of the
+// weights, which lie in panels of 16 channels, tap by tap.
 struct SeqmixStepGroup {
-    int64_t first, last, dilation, length, ring;
+    int64_t first, last, dilation, length, ring, weight;
 };
 
 struct SeqmixStepOperation {
@@ -39,6 +40,7 @@ struct SeqmixStepOperation {
     int64_t n, k, type, heads, size, slots;
     const SeqmixStepGroup* groups;
     int64_t num_groups;
+    int64_t independent;  // whether it reads nothing that the operation before it writes
     double eps, low, high;
 };
 
