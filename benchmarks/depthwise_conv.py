@@ -43,16 +43,16 @@ def goals(isa: str, document: dict[str, Any], implementation: str) -> list[Goal]
         if row["implementation"] != implementation:
             continue
         dilation = row["size"]["dilation"]
-        what = f"{isa}, dilation {dilation}: {row['pass']}"
+        what = f"{isa}, d {dilation}: {row['pass'].replace('and', '+')}"
         if row["pass"] == "forward and backward":
             faster = row["faster_than"].get(PEER, {}).get("median")
-            found.append(Goal(what=f"{what}, {PEER}", value=faster, at_least=12, aim=FASTER_AIM[dilation]))
+            found.append(Goal(what=f"{what}, conv1d", value=faster, at_least=12, aim=FASTER_AIM[dilation]))
             # There is no lower bound for this one beside the aim.
             share = row["share_of_floor"]["median"]
-            found.append(Goal(what=f"{what}, of the floor", value=share, at_least=0.7, aim=0.7, unit="%"))
+            found.append(Goal(what=f"{what}, of floor", value=share, at_least=0.7, aim=0.7, unit="%"))
         elif row["pass"] in ("forward", "weight gradient"):
             share = row["share_of_product"]["median"]
-            found.append(Goal(what=f"{what}, of the product", value=share, at_least=0.6, aim=0.95, unit="%"))
+            found.append(Goal(what=f"{what}, of product", value=share, at_least=0.6, aim=0.95, unit="%"))
     return found
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     last = documents[sets[-1]]
     machine = f"{last['environment']['hardware']['processor']}, threads: {last['settings']['threads']}"
     lines = [
-        f"{machine}; the floor: the arithmetic at the matrix product's rate and the tensors at the memory's.",
+        f"{machine}; d: dilation; floor: the arithmetic at the matrix product's rate and the tensors at the memory's.",
         *dict.fromkeys(sentence for document in documents.values() for sentence in document["busy"]),
     ]
     finish(given, found, {"instruction_sets": documents}, lines)

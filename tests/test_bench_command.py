@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqmix.bench import floors, kernels, peers, train
+from seqmix.bench import floors, kernels, llama_cpp, peers, train
 from seqmix.bench.collect import Case, Watch, collect
 from seqmix.bench.contenders import build, parameters_of
 from seqmix.bench.decoders import EngineDecoder, GenerateDecoder
@@ -318,6 +318,26 @@ def test_an_engine_stands_where_the_prompt_ends_each_time() -> None:
         assert decoder._engine.position == 20
         decoder.generate(3)
         assert decoder._engine.position == 23
+
+
+@pytest.mark.parametrize("name", list(llama_cpp.MODELS))
+def test_llama_cpp_computes_the_model_that_it_is_given(name: str) -> None:
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    model: Any = build(llama_cpp.MODELS[name], "30k", 258, 64, CPU).eval()
+    decoder = llama_cpp.LlamaCppDecoder(name, model, threads=1, context=64)
+    prompt = torch.randint(258, (1, 40))
+    decoder.read(prompt[0].tolist())
+    with torch.inference_mode():
+        expected = model(input_ids=prompt).logits[0, -1]
+    # Its cache holds keys and values in float16, with a relative error of 2^-11 each.
+    torch.testing.assert_close(torch.from_numpy(decoder.logits().copy()), expected, rtol=0, atol=4 * 2**-11)
+    ends = []
+    for _ in range(2):
+        decoder.stand()
+        decoder.generate(4)
+        ends.append(decoder.logits().copy())
+    assert (ends[0] == ends[1]).all()
 
 
 def test_peak_bytes_counts_what_is_held_at_once() -> None:

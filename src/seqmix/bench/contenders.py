@@ -19,9 +19,9 @@ HUGGING_FACE = {"hf-llama": "transformer", "hf-mamba2": "mamba2"}
 """Whose shape each of them takes."""
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuses names that are no model, and names given twice."""
-    known = [*list_models(), *HUGGING_FACE]
+def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Refuses names that are no model and not among `others`, and names given twice."""
+    known = [*list_models(), *HUGGING_FACE, *others]
     for index, name in enumerate(names):
         if name not in known:
             raise unknown_name("model", name, known)

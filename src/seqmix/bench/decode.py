@@ -6,13 +6,14 @@ prefill is the reading of a whole prompt of that length.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
 import torch
 
-from seqmix.bench import contenders
+from seqmix.bench import contenders, llama_cpp
 from seqmix.bench.collect import Case, Row, Watch, collect
 from seqmix.bench.decoders import GENERATE, Decoder, EngineDecoder, GenerateDecoder
 from seqmix.bench.timing import quartiles, ratio, take_turns, with_threads
@@ -20,10 +21,15 @@ from seqmix.compare.progress import Display
 from seqmix.errors import InputError, unknown_name
 from seqmix.generation import ENGINES
 
-DEFAULT_MODELS = ("convsamba", "gated_conv", "hf-llama", "hf-mamba2")
+DEFAULT_MODELS = ("convsamba", "gated_conv", *contenders.HUGGING_FACE, *llama_cpp.MODELS)
+"""Those of llama.cpp are measured where it is installed."""
+
 DEFAULT_CONTEXTS = (128, 1024, 4096)
 STEPS = 32
 """Tokens that are generated in one turn."""
+
+PAUSE = 0.01
+"""Seconds before each turn: libraries let their idle threads spin for less, and those would be in the way."""
 
 
 def _decoders(
@@ -39,9 +45,15 @@ def _decoders(
     """Every way to generate that is asked for and can be had, of models made for the longest context."""
     found: list[Decoder] = []
     for name in models:
-        model = contenders.build(name, params, vocab_size, context, device).eval()
+        if name in llama_cpp.MODELS and not llama_cpp.is_available():
+            watch.leave_out(name, "it needs the packages llama-cpp-python and gguf")
+            continue
+        model = contenders.build(llama_cpp.MODELS.get(name, name), params, vocab_size, context, device).eval()
         # generate() warns when it goes on beyond the length that the config states.
         model.config.max_position_embeddings = context + STEPS + 1
+        if name in llama_cpp.MODELS:
+            found.append(llama_cpp.LlamaCppDecoder(name, model, threads, context + STEPS))
+            continue
         if not contenders.is_ours(model):
             found.append(GenerateDecoder(name, model))
             continue
@@ -59,7 +71,7 @@ def _decoders(
 def _times(
     sides: Sequence[Decoder],
     work: Callable[[Decoder], None],
-    prepare: Callable[[Decoder], None] | None,
+    prepare: Callable[[Decoder], None],
     rounds: int,
     device: torch.device,
     watch: Watch,
@@ -69,10 +81,15 @@ def _times(
         rounds=rounds,
         warmup=1,
         synchronize=torch.cuda.synchronize if device.type == "cuda" else None,
-        prepare=None if prepare is None else {side.name: partial(prepare, side) for side in sides},
+        prepare={side.name: partial(_settle, prepare, side) for side in sides},
         budget_seconds=watch.budget_seconds,
         show=watch.progress(""),
     )
+
+
+def _settle(prepare: Callable[[Decoder], None], side: Decoder) -> None:
+    prepare(side)
+    time.sleep(PAUSE)
 
 
 def _rows(
@@ -111,7 +128,7 @@ def _measure(
     """Rows of one context."""
     watch.show(0.0, "making models")
     sides = make_sides(watch)
-    compared = {side.name for side in sides if side.model in contenders.HUGGING_FACE}
+    compared = {side.name for side in sides if side.model in (*contenders.HUGGING_FACE, *llama_cpp.MODELS)}
     prompt = [Random(0).randrange(vocab_size) for _ in range(context)]
     # Every engine reads prompts in the same way, so one of each model is enough.
     readers = list({(side.model, side.engine == GENERATE): side for side in reversed(sides)}.values())[::-1]
@@ -119,7 +136,7 @@ def _measure(
         if side not in readers:
             side.read(prompt)
     first, second = watch.part(0, 2, "reading prompts"), watch.part(1, 2, "generating")
-    reading = _times(readers, lambda side: side.read(prompt), None, max(1, rounds // 3), device, first)
+    reading = _times(readers, lambda side: side.read(prompt), lambda side: None, max(1, rounds // 3), device, first)
     stepping = _times(sides, lambda side: side.generate(STEPS), Decoder.stand, rounds, device, second)
     return [
         *_rows("decode", context, STEPS, sides, stepping, compared),
@@ -149,7 +166,7 @@ def bench_decode(
     Raises:
         InputError: an unknown model or engine, a context below 1, or a precision that is not float32.
     """
-    contenders.check_names(models)
+    contenders.check_names(models, others=list(llama_cpp.MODELS))
     for engine in engines:
         if engine not in (*ENGINES, GENERATE):
             raise unknown_name("engine", engine, (*ENGINES, GENERATE))
