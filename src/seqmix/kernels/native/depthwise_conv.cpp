@@ -4,6 +4,7 @@
 #include "depthwise_conv.h"
 
 #include <algorithm>
+#include <new>
 #include <vector>
 
 #include "depthwise_conv_tile.h"
@@ -122,6 +123,10 @@ inline __attribute__((always_inline)) void for_each_vector(int64_t channels, con
     }
 }
 
+// Channels from those at hand to those that are asked for early, into the second cache: the rows of a tile are more
+// streams than the processor foresees, and more than its first cache can hold at one distance.
+constexpr int64_t AHEAD = 4 * BLOCK;
+
 // The values of `count` positions, `step` apart, a block of channels each, in consecutive rows of floats; channels
 // beyond the group become zero.
 template <typename Number>
@@ -134,10 +139,9 @@ void read_values(int64_t source, const SeqmixStream* in, int64_t row, int64_t t,
                   c_step = in[2].time_stride * step;
     const auto each_row = [&](const auto& value) {
         for (int64_t i = 0; i < count; ++i, values += BLOCK, a += a_step, b += b_step, c += c_step) {
-            // The next block of these channels is read after the sums of this one, time enough for the memory.
-            __builtin_prefetch(a + BLOCK);
-            if (source != SEQMIX_PLAIN) __builtin_prefetch(b + BLOCK);
-            if (source == SEQMIX_SWIGLU) __builtin_prefetch(c + BLOCK);
+            __builtin_prefetch(a + AHEAD, 0, 2);
+            if (source != SEQMIX_PLAIN) __builtin_prefetch(b + AHEAD, 0, 2);
+            if (source == SEQMIX_SWIGLU) __builtin_prefetch(c + AHEAD, 0, 2);
             value();
         }
     };
@@ -211,7 +215,11 @@ void write_results(const SeqmixConv& conv, int64_t row, int64_t t, int64_t step,
     const auto each_row = [&](const auto& write) {
         for (int64_t i = 0; i < count; ++i, z += BLOCK, first += first_step, second += second_step, a += a_step,
                      b += b_step, c += c_step) {
-            __builtin_prefetch(first + BLOCK, 1);
+            __builtin_prefetch(first + AHEAD, 1, 2);
+            if (RESULTS[conv.sink] > 1) __builtin_prefetch(second + AHEAD, 1, 2);
+            if (FACTORS[conv.sink] > 0) __builtin_prefetch(a + AHEAD, 0, 2);
+            if (FACTORS[conv.sink] > 1) __builtin_prefetch(b + AHEAD, 0, 2);
+            if (FACTORS[conv.sink] > 2) __builtin_prefetch(c + AHEAD, 0, 2);
             write();
         }
     };
@@ -256,9 +264,24 @@ void write_results(const SeqmixConv& conv, int64_t row, int64_t t, int64_t step,
     }
 }
 
+// Floats that begin at a cache line, so that no vector of a block lies across two.
+template <typename Item>
+struct LineAllocator {
+    using value_type = Item;
+    LineAllocator() = default;
+    template <typename Other>
+    LineAllocator(const LineAllocator<Other>&) {}
+    Item* allocate(size_t count) { return static_cast<Item*>(::operator new(count * sizeof(Item), std::align_val_t(64))); }
+    void deallocate(Item* items, size_t) { ::operator delete(items, std::align_val_t(64)); }
+    bool operator==(const LineAllocator&) const { return true; }
+    bool operator!=(const LineAllocator&) const { return false; }
+};
+
+using Floats = std::vector<float, LineAllocator<float>>;
+
 // Weights of each block of channels as (kernel, BLOCK), zero beyond the group, then the block's bias.
 struct Packed {
-    std::vector<float> numbers;
+    Floats numbers;
     std::vector<int64_t> start;  // of each group
 
     explicit Packed(const SeqmixConv& conv) {
@@ -296,7 +319,7 @@ void convolve(const SeqmixConv& conv) {
     Packed weights(conv);
 #pragma omp parallel num_threads(conv.threads) if (conv.threads > 1)
     {
-        std::vector<float> values(source_rows(conv) * BLOCK);
+        Floats values(source_rows(conv) * BLOCK);
         alignas(64) float results[(TILE + OUTPUTS) * BLOCK];
 #pragma omp for schedule(static)
         for (int64_t p = 0; p < count; ++p)
@@ -325,7 +348,7 @@ void weight_gradient(const SeqmixConv& conv) {
     std::vector<Packed> totals(threads, Packed(conv));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        std::vector<float> values(source_rows(conv) * BLOCK);
+        Floats values(source_rows(conv) * BLOCK);
         alignas(64) float grads[(TILE + OUTPUTS) * BLOCK];
 #pragma omp for schedule(static)
         for (int64_t thread = 0; thread < threads; ++thread)

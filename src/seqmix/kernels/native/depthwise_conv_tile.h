@@ -56,7 +56,7 @@ inline __attribute__((always_inline)) void convolve_outputs(
 
 // result[i] = bias + sum_k weight[k] * source[i + k] for i < outputs and a whole block of channels; result and
 // source have room for outputs up to the next multiple of OUTPUTS.
-inline void convolve_tile(
+__attribute__((noinline)) void convolve_tile(
     const float* weight, const float* bias, int64_t taps, const float* source, int64_t outputs, float* result) {
     for (int v = 0; v < VECTORS; ++v) {
         const int at = v * LANES;
@@ -105,7 +105,7 @@ inline __attribute__((always_inline)) void correlate_taps(
 
 // total[k] += sum over i < outputs of grad[i] * source[i + k] for a whole block of channels; grad and source are zero
 // up to the next multiple of GRADIENTS.
-inline void correlate_tile(float* total, int64_t taps, const float* grad, const float* source, int64_t outputs) {
+__attribute__((noinline)) void correlate_tile(float* total, int64_t taps, const float* grad, const float* source, int64_t outputs) {
     outputs = (outputs + GRADIENTS - 1) / GRADIENTS * GRADIENTS;
     for (int v = 0; v < VECTORS; ++v) {
         const int at = v * LANES;
