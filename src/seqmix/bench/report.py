@@ -9,6 +9,7 @@ from typing import Any
 
 from seqmix.bench.peers import PEERS
 from seqmix.compare import units
+from seqmix.models import list_models
 
 Row = Mapping[str, Any]
 
@@ -132,7 +133,7 @@ def _train(document: Row) -> list[Table]:
         others = list(dict.fromkeys(name for row in listed for name in row["memory_over"]))
         of = f"{_plural(batch, 'row')} of {context:,} tokens"
         if any(row["faster_than"] or row["tokens_per_second"] for row in listed):
-            found.append(_speeds(f"training steps, {of}", listed, others, ["model"]))
+            found.append(_speeds(f"training steps, {of}", listed, others))
         found.append(
             Table(
                 title=f"peak memory of training, {of}",
@@ -150,22 +151,28 @@ def _train(document: Row) -> list[Table]:
     return found
 
 
-def _speeds(title: str, rows: Sequence[Row], others: Sequence[str], names: Sequence[str]) -> Table:
+def _speeds(title: str, rows: Sequence[Row], others: Sequence[str]) -> Table:
     """Tokens per second, and how many times faster than the others; the quartiles where there is room for them."""
     show = spread if len(others) <= 3 else median
     return Table(
         title=title,
-        columns=[*names, *(f"× {name}" for name in others), "tokens/s"],
+        # Headings wrap at spaces.
+        columns=["model", *(f"× {name}".replace("-", " ") for name in others), "tokens/s"],
         rows=[
             (
-                *(row[name] for name in names),
+                _side(row),
                 *(show(row["faster_than"].get(name)) for name in others),
                 median(row["tokens_per_second"]),
             )
             for row in rows
         ],
-        left=names[1:],
     )
+
+
+def _side(row: Row) -> str:
+    """The model, and the engine where it is one of ours that has several."""
+    is_ours = "engine" in row and row["model"] in list_models()
+    return f"{row['model']}, {row['engine']}" if is_ours else row["model"]
 
 
 def _decode(document: Row) -> list[Table]:
@@ -174,7 +181,7 @@ def _decode(document: Row) -> list[Table]:
     for (kind, context), rows in groupby(document["rows"], key=lambda row: (row["kind"], row["context"])):
         listed = list(rows)
         others = list(dict.fromkeys(name for row in listed for name in row["faster_than"]))
-        found.append(_speeds(words[kind].format(context), listed, others, ["model", "engine"]))
+        found.append(_speeds(words[kind].format(context), listed, others))
     return found
 
 
@@ -193,8 +200,8 @@ def _scaling(document: Row) -> list[Table]:
                     "by cost",
                     "memory",
                     "by cost ",
-                    f"ms at {places[-1]:,}",
-                    f"at {places[-1]:,}",
+                    f"ms at {last:,}",
+                    f"at {last:,}",
                 ],
                 rows=[
                     (
