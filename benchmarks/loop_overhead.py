@@ -1,6 +1,7 @@
 """How much the training loop adds to the bare forward, backward and optimizer step.
 
-    python benchmarks/loop_overhead.py [--models gated_conv,transformer] [--params 300k] [--rounds 15] [--out FILE]
+    python benchmarks/loop_overhead.py [--models gated_conv,transformer] [--params 300k] [--rounds 15] [--quick]
+        [--json] [--out FILE]
 
 Both train the same model on the same rows. The bare side has its batches in memory and does nothing but
 forward, backward, AdamW and zeroing. The loop does all of its work: reading rows, the schedule, clipping, watching
@@ -8,14 +9,11 @@ the loss, metrics.jsonl. They take turns in short blocks, and the overhead is th
 (loop / bare - 1), with its quartiles, in wall-clock time and in CPU time; the latter is steadier on a machine that
 does other work. Evaluations and checkpoints are not counted as training; a checkpoint's own time is given beside.
 The parts of a step are timed by themselves, and so are the forms of AdamW that torch has.
-Prints one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shared import Goal, arguments, finish
 from torch.nn import functional as F
 
+from seqmix.bench.timing import OtherProcesses, environment, quartiles, ratio, take_turns, with_threads
 from seqmix.data import load_corpus
 from seqmix.models import create_model
-from seqmix.training.environment import describe_environment
 from seqmix.training.loop import Training
 from seqmix.training.memory import PeakMemory
 from seqmix.training.optimizer import make_optimizer
@@ -49,21 +48,6 @@ class StopAt(StopRequest):
     @property
     def requested(self) -> bool:  # type: ignore[override]
         return self.training.progress.step >= self.step
-
-
-def quartiles(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "low": low, "high": high}
-
-
-def milliseconds(work: Callable[[], Any], repeats: int = 15) -> float:
-    """The median time of some work, after two runs that are not counted."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        work()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[2:])
 
 
 class Uninterrupted(Training):
@@ -96,8 +80,22 @@ class BareStep:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+class Block:
+    """Some steps of one side at a time, from the next batches on; writes down the processor time that each took."""
+
+    def __init__(self, run: Callable[[int], None], steps: int) -> None:
+        self._run, self._steps, self._first = run, steps, 0
+        self.cpu_seconds: list[float] = []
+
+    def __call__(self) -> None:
+        before = time.process_time()
+        self._run(self._first)
+        self.cpu_seconds.append(time.process_time() - before)
+        self._first = (self._first + self._steps) % (BATCHES - self._steps)
+
+
 def measure_overhead(training: Training, rounds: int, steps: int) -> dict[str, Any]:
-    """Blocks of `steps` steps in turn; which side begins alternates."""
+    """Blocks of `steps` steps in turn."""
     bare, stop = BareStep(training), StopAt(training)
 
     def bare_block(first: int) -> None:
@@ -109,31 +107,22 @@ def measure_overhead(training: Training, rounds: int, steps: int) -> dict[str, A
         stop.step = training.progress.step + steps
         training.run(stop)
 
-    sides = {"bare": bare_block, "loop": loop_block}
-    clocks = {"wall": time.perf_counter, "cpu": time.process_time}
-    times: dict[tuple[str, str], list[float]] = {(side, clock): [] for side in sides for clock in clocks}
-    for number in range(rounds + 1):
-        first = number * steps % (BATCHES - steps)
-        for side in sorted(sides, reverse=bool(number % 2)):
-            before = {clock: read() for clock, read in clocks.items()}
-            sides[side](first)
-            # The first round warms up.
-            if number:
-                for clock, read in clocks.items():
-                    times[side, clock].append(1e3 * (read() - before[clock]) / steps)
+    sides = {"bare": Block(bare_block, steps), "loop": Block(loop_block, steps)}
+    wall = take_turns(sides, rounds=rounds, warmup=1)
+    cpu = {name: side.cpu_seconds[1:] for name, side in sides.items()}
+    return {name: overhead(times, steps) for name, times in (("wall", wall), ("cpu", cpu))}
+
+
+def overhead(times: dict[str, list[float]], steps: int) -> dict[str, Any]:
+    """Milliseconds of a step of both sides, and by how much of the bare one the loop's is longer."""
     return {
-        clock: {
-            "bare_milliseconds": quartiles(times["bare", clock]),
-            "loop_milliseconds": quartiles(times["loop", clock]),
-            "overhead": quartiles(
-                [loop / bare - 1 for bare, loop in zip(times["bare", clock], times["loop", clock], strict=True)]
-            ),
-        }
-        for clock in clocks
+        "bare_milliseconds": quartiles(1e3 * seconds / steps for seconds in times["bare"]).to_dict(),
+        "loop_milliseconds": quartiles(1e3 * seconds / steps for seconds in times["loop"]).to_dict(),
+        "overhead": ratio(times, "loop", "bare").map(lambda over: over - 1).to_dict(),
     }
 
 
-def measure_parts(training: Training) -> dict[str, float]:
+def measure_parts(training: Training, rounds: int) -> dict[str, float]:
     """Milliseconds of what a step is made of, each by itself."""
     settings, model = training.settings, training.model
     batch = training.stream.rows(0, settings.batch_size)
@@ -145,14 +134,14 @@ def measure_parts(training: Training) -> dict[str, float]:
 
     model(**inputs, shift_labels=batch.targets).loss.backward()
     rows = iter(range(0, 10**9, settings.batch_size))
-    parts = {
-        "rows of the stream": milliseconds(lambda: training.stream.rows(next(rows), settings.batch_size)),
-        "cross-entropy, forward and backward": milliseconds(cross_entropy),
-        "clipping": milliseconds(lambda: training.processes.clip(model.parameters(), 1.0)),
+    parts: dict[str, Callable[[], object]] = {
+        "rows of the stream": lambda: training.stream.rows(next(rows), settings.batch_size),
+        "cross-entropy, forward and backward": cross_entropy,
+        "clipping": lambda: training.processes.clip(model.parameters(), 1.0),
     }
     for name, form in {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}.items():
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, **form)
-        parts[f"AdamW, {name}"] = milliseconds(optimizer.step)
+        parts[f"AdamW, {name}"] = torch.optim.AdamW(model.parameters(), lr=0.0, **form).step
+    times = take_turns(parts, rounds=rounds)
     model.zero_grad(set_to_none=True)
 
     def checkpoint() -> None:
@@ -160,8 +149,8 @@ def measure_parts(training: Training) -> dict[str, float]:
         with training.clock.running():
             Training._checkpoint(training)
 
-    parts["checkpoint, with fsync"] = milliseconds(checkpoint, repeats=5)
-    return parts
+    times |= take_turns({"checkpoint, with fsync": checkpoint}, rounds=min(5, rounds))
+    return {name: 1e3 * quartiles(seconds).median for name, seconds in times.items()}
 
 
 def prepare(model: str, arguments: argparse.Namespace, folder: Path) -> Training:
@@ -196,34 +185,47 @@ def prepare(model: str, arguments: argparse.Namespace, folder: Path) -> Training
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The overhead of the training loop.")
+    parser = arguments("The overhead of the training loop.")
     parser.add_argument("--models", default="gated_conv,transformer")
     parser.add_argument("--params", default="300k")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--data", default="python-stdlib")
-    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=5, help="steps in a block")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=None)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    results = {}
-    for model in arguments.models.split(","):
-        torch.manual_seed(0)
-        with tempfile.TemporaryDirectory() as folder:
-            training = prepare(model, arguments, Path(folder))
-            results[model] = {
-                **measure_overhead(training, arguments.rounds, arguments.steps),
-                "parts_milliseconds": measure_parts(training),
-            }
-            training.close()
-    settings = {key: value for key, value in vars(arguments).items() if key != "out"}
-    text = json.dumps({"settings": settings, "environment": describe_environment(), "models": results}, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    given = parser.parse_args()
+    if given.quick:
+        given.params, given.context, given.models = "20k", 32, "gated_conv"
+    rounds = given.rounds or (3 if given.quick else 15)
+    busy, results = OtherProcesses(), {}
+    with with_threads(given.threads):
+        for model in given.models.split(","):
+            torch.manual_seed(0)
+            with tempfile.TemporaryDirectory() as folder:
+                training = prepare(model, given, Path(folder))
+                results[model] = {
+                    **measure_overhead(training, rounds, given.steps),
+                    "parts_milliseconds": measure_parts(training, rounds),
+                }
+                training.close()
+        settings = {key: value for key, value in vars(given).items() if key not in ("out", "json")}
+        document = {"settings": settings, "environment": environment(), "busy": busy.warning(), "models": results}
+    goals = [
+        Goal(
+            what=f"{model}, {clock} time of a step over the bare one",
+            value=1 + found[clock]["overhead"]["median"],
+            at_least=1.05,
+            aim=1.05,
+            smaller=True,
+        )
+        for model, found in results.items()
+        for clock in ("wall", "cpu")
+    ]
+    parts = [
+        f"{model}: {name} {milliseconds:.2f} ms"
+        for model, found in results.items()
+        for name, milliseconds in found["parts_milliseconds"].items()
+    ]
+    finish(given, goals, document, [*parts, *([document["busy"]] if document["busy"] else [])])
 
 
 if __name__ == "__main__":
