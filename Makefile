@@ -15,7 +15,7 @@ DEMO_OUT ?= runs/demo
 # Two workers, one thread each, fill two cores; more threads would only make them wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: env native demo test test-slow lint bench clean
+.PHONY: env native sanitize demo test test-slow lint bench clean
 
 env: $(ENV)
 
@@ -29,6 +29,13 @@ $(ENV): pyproject.toml constraints.txt CMakeLists.txt
 # After a change of the C++ sources.
 native: $(ENV)
 	cmake -S . -B build/native -G Ninja && cmake --build build/native && cmake --install build/native
+
+# The tests of the compiled kernels, in a build with AddressSanitizer and UndefinedBehaviorSanitizer.
+SANITIZED := build/sanitize/_native.so
+sanitize: $(ENV)
+	cmake -S . -B build/sanitize -G Ninja -DSEQMIX_SANITIZE=ON && cmake --build build/sanitize
+	SEQMIX_LIBRARY=$(SANITIZED) OMP_NUM_THREADS=2 LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q --timeout 1800 $(wildcard tests/test_native_*.py) tests/test_selective_scan.py tests/test_generation.py
 
 demo: $(ENV)
 	$(BIN)/seqmix compare --data python-stdlib --models transformer,convsamba,gated_conv,convtransformer,mamba2 \

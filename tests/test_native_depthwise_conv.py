@@ -359,9 +359,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 
 
 def test_without_the_library_the_torch_form_runs_and_says_so_once() -> None:
-    script = PROBE.replace(', implementation="native"', "").replace(
-        "library.instruction_set()", "library.why_missing()"
-    script = PROBE.replace(", implementation=\"native\"", "")
+    script = PROBE.replace(', implementation="native"', "")
     script = script.replace("library.instruction_set()", "library.why_missing()")
     found = _run_probe(script.replace("import sys, torch", HIDE_LIBRARY))
     assert found.returncode == 0, found.stderr

@@ -2,7 +2,7 @@
 
 The library is built with the package (CMakeLists.txt) and is optional: without it every operation has a form in
 plain torch. SEQMIX_ISA=avx2 (or baseline) takes a narrower instruction set than the processor's, SEQMIX_NATIVE=0
-does without the library.
+does without the library, SEQMIX_LIBRARY=PATH takes another build of it, such as one with sanitizers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-LIBRARY = Path(__file__).with_name("_native.so")
+LIBRARY = Path(os.environ.get("SEQMIX_LIBRARY") or Path(__file__).with_name("_native.so"))
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 """From narrow to wide; on ARM `baseline` is NEON."""
 
