@@ -191,6 +191,16 @@ def _gated_depthwise_conv_backward(grad: Tensor, *rest: Any) -> int:
     return 2 * _depthwise_conv(grad, weight)
 
 
+def _state_space_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, runs: Any, chunk: int
+) -> int:
+    """As the chunked form computes it, whose chunks are as equal as can be: scores, inside, states and reading."""
+    (batch, time, heads, width), (groups, size) = x.shape, B.shape[2:]
+    count = -(-time // chunk)
+    length = -(-time // count)
+    return 2 * batch * count * length * (length * (groups * size + heads * width) + 2 * heads * width * size)
+
+
 _FORMULAS_BY_NAME: dict[str, Formula] = {
     "seqmix::depthwise_conv": _depthwise_conv,
     "seqmix::depthwise_conv_input_gradient": _depthwise_conv,
@@ -202,6 +212,7 @@ _FORMULAS_BY_NAME: dict[str, Formula] = {
     "seqmix::linear_cross_entropy": _head_loss,
     "seqmix::linear_token_losses": _head_token_losses,
     "seqmix::linear_token_losses_backward": _head_token_losses_backward,
+    "seqmix::state_space_scan": _state_space_scan,
 }
 """Operations of seqmix's kernels: they hide their products, and exist only once their module is imported."""
 

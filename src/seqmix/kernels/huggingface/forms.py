@@ -69,9 +69,11 @@ def causal_conv1d_fn(
 
 @_on_cpu
 def causal_conv1d_fn_of_one_document(original: Function, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The convolution of a model whose scan is not told where documents begin: the original refuses several."""
+    """The convolution of a model whose scan is not told where documents begin: several are refused."""
     if kwargs.get("seq_idx") is not None:
-        return original(hidden_states, *args, **kwargs)
+        raise ValueError(
+            "seq_idx marks packed sequences, which this model's scan cannot keep apart: give them one by one"
+        )
     return causal_conv1d_fn(original)(hidden_states, *args, **kwargs)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqmix.kernels.library import library, why_missing
+from seqmix.kernels.library import why_missing
 from seqmix.kernels.selective_scan import chunked, native, reference
 
 IMPLEMENTATIONS = {"reference": reference.scan, "chunked": chunked.scan, "native": native.scan}
@@ -94,11 +94,11 @@ def _choose(implementation: str | None, x: Tensor, wide: torch.dtype) -> str:
     if implementation is None:
         if wide == torch.float64:
             return "reference"
-        return "native" if library() is not None and x.device.type == "cpu" else "chunked"
+        return "native" if native.is_available(x) else "chunked"
     if implementation not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"implementation {implementation!r} is not available here: choose one of {known}")
-    if implementation == "native" and (library() is None or x.device.type != "cpu" or wide == torch.float64):
+    if implementation == "native" and not native.is_available(x):
         reason = why_missing() or f"it computes in float32 on a CPU, and x is {x.dtype} on {x.device.type}"
         raise ValueError(f"implementation 'native' is not available here: {reason}")
     return implementation

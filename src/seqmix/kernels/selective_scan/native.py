@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqmix.kernels.library import can_run, function
+from seqmix.kernels.library import function
+from seqmix.kernels.library import is_available as is_built
 
 CHUNK = 16
 """Positions between two states that the backward starts from: as many numbers are kept as the input has, for N = 16."""
@@ -36,9 +37,9 @@ class _Scan(ctypes.Structure):
     ]
 
 
-def is_available(*tensors: Tensor | None) -> bool:
-    """Whether the compiled kernel takes these tensors: float32 (or converted to it) on a CPU."""
-    return can_run(*(tensor for tensor in tensors if tensor is not None))
+def is_available(x: Tensor) -> bool:
+    """Whether the compiled kernel can take x; it computes in float32 on a CPU."""
+    return is_built() and x.device.type == "cpu" and x.dtype != torch.float64
 
 
 def scan(

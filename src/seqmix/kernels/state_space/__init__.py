@@ -1,7 +1,7 @@
 """The state space with a scalar decay per head and input-dependent B, C and dt: Mamba-2's core (arXiv 2405.21060).
 
-`reference.py` is the specification, a loop; `chunked.py` the fast form, matrix products over chunks of time;
-`installed.py` the kernels of other packages on a GPU, where they are there.
+`reference.py` is the specification, a loop; `chunked.py` the fast form in plain torch, matrix products over chunks of
+time; `native.py` the compiled form on a CPU; `installed.py` the kernels of other packages on a GPU, where there are.
 
 Shapes: B batch, T time, H heads, P head width, G groups of heads that share B and C, N state.
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqmix.kernels.state_space import chunked, installed, reference
+from seqmix.kernels.library import why_missing
+from seqmix.kernels.state_space import chunked, installed, native, reference
 from seqmix.kernels.state_space.chunked import chunks_of
 
-IMPLEMENTATIONS = {"reference": reference.scan, "chunked": chunked.scan}
+IMPLEMENTATIONS = {"reference": reference.scan, "chunked": chunked.scan, "native": native.scan}
 
 
 def state_space_scan(
@@ -42,9 +43,10 @@ def state_space_scan(
         B, C: (batch, time, groups, size); heads / groups neighbouring heads share one.
         state: (batch, heads, width, size), where an earlier piece ended; it is not changed. None is zero.
         runs: (batch, time) integers that differ between documents; 0 continues the state's document.
-        chunk: positions handled at once by the chunked form.
-        implementation: "chunked", "reference", "mamba_ssm" or "fla"; None takes the loop for float64, a GPU kernel
-            of those two packages where that applies (see `installed.py`), else chunked.
+        chunk: positions handled at once by the chunked form; how a scan's FLOPs are counted, whoever computes it.
+        implementation: "native", "chunked", "reference", "mamba_ssm" or "fla"; None takes the loop for float64, a GPU
+            kernel of those two packages where that applies (see `installed.py`), the compiled form on a CPU, else
+            chunked.
 
     Returns:
         y (batch, time, heads, width) in the type of x, and the state after the last position.
@@ -54,15 +56,20 @@ def state_space_scan(
     """
     _check(x, dt, A, B, C, D, chunk)
     if implementation is None:
-        implementation = "reference" if x.dtype == torch.float64 else installed.choose(x) or "chunked"
+        implementation = "reference" if x.dtype == torch.float64 else _choose(x)
     if implementation in installed.KERNELS:
         return installed.scan(implementation, x, dt, A, B, C, D, state, runs)
     if implementation not in IMPLEMENTATIONS:
         known = ", ".join([*IMPLEMENTATIONS, *installed.KERNELS])
         raise ValueError(f"implementation {implementation!r} is not available here: choose one of {known}")
+    if implementation == "native" and not native.is_available(x):
+        reason = why_missing() or f"it computes in float32 on a CPU, and x is {x.dtype} on {x.device.type}"
+        raise ValueError(f"implementation 'native' is not available here: {reason}")
     wide = torch.promote_types(x.dtype, torch.float32)
     if state is None:
         state = torch.zeros(*x.shape[:1], *x.shape[2:], B.shape[3], dtype=wide, device=x.device)
+    if x.shape[1] == 0:
+        return x.clone(), state.to(wide)
     scan = IMPLEMENTATIONS[implementation]
     with torch.autocast(x.device.type, enabled=False):
         y, after = scan(
@@ -110,6 +117,10 @@ def scan_flops(time: int, heads: int, width: int, groups: int, size: int, chunk:
 def step_flops(heads: int, width: int, size: int) -> int:
     """Product FLOPs of one step for one row: the state is read once."""
     return 2 * heads * width * size
+
+
+def _choose(x: Tensor) -> str:
+    return installed.choose(x) or ("native" if native.is_available(x) else "chunked")
 
 
 def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, chunk: int) -> None:
