@@ -7,7 +7,7 @@ ENV := .venv/.installed
 
 # By its exact version and before anything else: a range can make pip fetch several gigabytes of GPU builds.
 TORCH ?= torch==2.13.0
-EXTRAS := data,report,hf,tensorboard,dev
+EXTRAS := data,report,hf,tensorboard,export,dev
 
 DEMO_TOKENS ?= 400k
 DEMO_OUT ?= runs/demo
@@ -26,14 +26,16 @@ $(ENV): pyproject.toml constraints.txt CMakeLists.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $(ENV)
 
+CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
+
 # After a change of the C++ sources.
 native: $(ENV)
-	cmake -S . -B build/native -G Ninja && cmake --build build/native && cmake --install build/native
+	$(CMAKE) -S . -B build/native -G Ninja && $(CMAKE) --build build/native && $(CMAKE) --install build/native
 
 # The tests of the compiled kernels, in a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 SANITIZED := build/sanitize/_native.so
 sanitize: $(ENV)
-	cmake -S . -B build/sanitize -G Ninja -DSEQMIX_SANITIZE=ON && cmake --build build/sanitize
+	$(CMAKE) -S . -B build/sanitize -G Ninja -DSEQMIX_SANITIZE=ON && $(CMAKE) --build build/sanitize
 	SEQMIX_LIBRARY=$(SANITIZED) OMP_NUM_THREADS=2 LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q --timeout 1800 $(wildcard tests/test_native_*.py) tests/test_selective_scan.py tests/test_generation.py
 
