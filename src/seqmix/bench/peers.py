@@ -76,6 +76,10 @@ def _causal_conv1d(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
 
 def _flash_linear_attention(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    from fla.modules.convolution import causal_conv1d
+    try:
+        from fla.modules.conv import causal_conv1d
+    except ImportError:
+        # Where older versions have it.
+        from fla.modules.convolution import causal_conv1d
 
     return causal_conv1d(x, weight)[0]
