@@ -109,7 +109,7 @@ def test_a_block_in_training_holds_less() -> None:
     held = []
     for training in (True, False):
         block.train(training)
-        held.append(allocated_by(lambda: block(x).y))
+        held.append(allocated_by(lambda: block(x).branch))
     dim, width = model.config.hidden_size, model.config.feed_forward
     # Two normed inputs and the product of the feed-forward.
     assert held[1] - held[0] >= 4 * 2 * 16 * (2 * dim + width)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,14 @@ def make_norm(config: SeqmixConfig) -> RMSNorm | LayerNorm:
     return kind(config.hidden_size, eps=config.norm_eps)
 
 
+class Pending(NamedTuple):
+    """What a block returns: its output is x + branch, a sum that the next norm forms on its way (None: x alone)."""
+
+    x: Tensor
+    branch: Tensor | None
+    state: State | None
+
+
 def _freed(tensor: Tensor, compute: Callable[[], Tensor], *, when: bool) -> AbstractContextManager[Any]:
     """Around the readers of a tensor that the backward pass may compute again instead of keeping it."""
     # A compiler decides for itself what it keeps.
@@ -75,7 +84,7 @@ class FeedForward(nn.Module):
         """With `recompute` the backward pass forms the product before down once more instead of keeping it."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         product = swiglu(gate, up)
-        with _freed(product, lambda: swiglu(gate.detach(), up.detach()), when=recompute):
+        with _freed(product, partial(swiglu, gate.detach(), up.detach()), when=recompute):
             return self.down_proj(product)
 
     def cost(self, positions: int) -> Cost:
@@ -107,34 +116,42 @@ class Block(GradientCheckpointingLayer):
         state: State | None = None,
         document_ids: Tensor | None = None,
         capacity: int | None = None,
-    ) -> Mixed:
-        """As the mixer's forward, x (batch, time, dim)."""
+        branch: Tensor | None = None,
+    ) -> Pending:
+        """As the mixer's forward on x (batch, time, dim), or on x + branch."""
         # Checkpointing keeps nothing of a block, and must see what is kept inside.
         recompute = self.training and not self.gradient_checkpointing
-        inner = self.mixer_norm(x) if self.is_pre_norm else x
-        with _freed(inner, lambda: self.mixer_norm(x.detach()), when=recompute and self.is_pre_norm):
+        if not self.is_pre_norm:
+            assert branch is None
+            y, after = self.mixer(x, state, document_ids=document_ids, capacity=capacity)
+            x = self.mixer_norm.with_residual(x, y)[1]
+            if self.feed_forward is not None:
+                y = self.feed_forward(x, recompute=recompute)
+                x = self._feed_forward_norm().with_residual(x, y)[1]
+            return Pending(x, None, after)
+        x, inner = self.mixer_norm.with_residual(x, branch)
+        with _freed(inner, partial(self.mixer_norm, x.detach()), when=recompute):
             y, after = self.mixer(inner, state, document_ids=document_ids, capacity=capacity)
-        del inner
-        return Mixed(self._rest(x, y, recompute), after)
+        if self.feed_forward is None:
+            return Pending(x, y, after)
+        norm = self._feed_forward_norm()
+        x, inner = norm.with_residual(x, y)
+        with _freed(inner, partial(norm, x.detach()), when=recompute):
+            return Pending(x, self.feed_forward(inner, recompute=recompute), after)
 
     def step(self, x: Tensor, state: State) -> Mixed:
         """As the mixer's step, x (batch, dim)."""
-        y, after = self.mixer.step(self.mixer_norm(x) if self.is_pre_norm else x, state)
-        return Mixed(self._rest(x, y, recompute=False), after)
+        if not self.is_pre_norm:
+            y, after = self.mixer.step(x, state)
+            x = self.mixer_norm(x + y)
+            return Mixed(x if self.feed_forward is None else self._feed_forward_norm()(x + self.feed_forward(x)), after)
+        y, after = self.mixer.step(self.mixer_norm(x), state)
+        x = x + y
+        return Mixed(x if self.feed_forward is None else x + self.feed_forward(self._feed_forward_norm()(x)), after)
 
-    def _rest(self, x: Tensor, mixed: Tensor, recompute: bool) -> Tensor:
-        """The residual around the mixer's output, and the feed-forward."""
-        if not self.is_pre_norm:
-            x = self.mixer_norm.with_residual(x, mixed)[1]
-        if self.feed_forward is None:
-            return x + mixed if self.is_pre_norm else x
-        norm = self.feed_forward_norm
-        assert norm is not None
-        if not self.is_pre_norm:
-            return norm.with_residual(x, self.feed_forward(x, recompute=recompute))[1]
-        x, inner = norm.with_residual(x, mixed)
-        with _freed(inner, lambda: norm(x.detach()), when=recompute):
-            return x + self.feed_forward(inner, recompute=recompute)
+    def _feed_forward_norm(self) -> RMSNorm | LayerNorm:
+        assert self.feed_forward_norm is not None
+        return self.feed_forward_norm
 
     def _around_mixer(self, positions: int) -> Cost:
         """The cost of norms, residuals and feed-forward."""

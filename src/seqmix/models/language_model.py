@@ -20,7 +20,7 @@ from seqmix.errors import InputError
 from seqmix.kernels.cross_entropy import linear_cross_entropy, linear_token_losses
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixer, place
 from seqmix.mixers.rotary import rotate
-from seqmix.models.block import Block, make_norm
+from seqmix.models.block import Block, LayerNorm, RMSNorm, make_norm
 from seqmix.models.config import SeqmixConfig
 from seqmix.models.padding import documents_of_mask, forward_padded, padding_is_documents
 from seqmix.models.state import ModelState, SeqmixCache
@@ -58,7 +58,9 @@ class SeqmixModel(SeqmixPreTrainedModel):
         super().__init__(config)
         self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
+        self.norm: RMSNorm | LayerNorm | nn.Identity = (
+            make_norm(config) if config.norm_position == "pre" else nn.Identity()
+        )
         self.residual_writers = {
             module
             for name, module in self.layers.named_modules()
@@ -93,11 +95,13 @@ class SeqmixModel(SeqmixPreTrainedModel):
         x = embeddings
         if self.config.embedding_position == "rope":
             x = rotate(x, placement.positions, self.config.rope_theta)
-        layers = []
+        layers, branch = [], None
         for index, block in enumerate(self.layers):
-            x, after = block(x, None if state is None else state.layers[index], document_ids, capacity)
+            before = None if state is None else state.layers[index]
+            x, branch, after = block(x, before, document_ids, capacity, branch)
             layers.append(after)
-        return self.norm(x), ModelState(placement.position, placement.document, tuple(layers))
+        x = x if isinstance(self.norm, nn.Identity) else self.norm.with_residual(x, branch)[1]
+        return x, ModelState(placement.position, placement.document, tuple(layers))
 
     def step(self, token_ids: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One more token (batch,) of the state's documents; the state is consumed."""

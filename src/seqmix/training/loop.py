@@ -20,7 +20,7 @@ from seqmix.data import Corpus, PackedStream
 from seqmix.evaluation import Evaluation, evaluate
 from seqmix.models import SeqmixForCausalLM
 from seqmix.training.board import Board
-from seqmix.training.memory import PeakMemory
+from seqmix.training.memory import PeakMemory, freed_memory_kept
 from seqmix.training.metrics import MetricsLog
 from seqmix.training.optimizer import make_optimizer
 from seqmix.training.processes import Processes
@@ -122,7 +122,7 @@ class Training:
         share = self.budget.share(self.progress.step, seconds)
         if self.settings.compile and share < 1:
             self._compile()
-        with self.clock.running():
+        with freed_memory_kept(self.device), self.clock.running():
             # A run that was stopped when an evaluation was due makes it now.
             if share < 1:
                 self._evaluate_when_due(share, stop)

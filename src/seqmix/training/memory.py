@@ -68,6 +68,36 @@ class PeakMemory:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1
+"""Parameters of glibc's mallopt."""
+
+
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """Lets the process keep the CPU memory that tensors free, for the next ones.
+
+    Otherwise glibc returns that of large tensors to the system and takes it again, page by page and filled with
+    zeros: up to a tenth of a training step. Elsewhere nothing changes.
+    """
+    try:
+        libc = ctypes.CDLL(None) if sys.platform == "linux" and device.type == "cpu" else None
+        if libc is None or not libc.mallopt(_MMAP_MAX, 0):
+            libc = None
+    except (OSError, AttributeError):
+        libc = None
+    if libc is None:
+        yield
+        return
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        # glibc's own values.
+        libc.mallopt(_MMAP_MAX, 65536)
+        libc.mallopt(_TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(0)
+
+
 @contextmanager
 def memory_errors(batch_size: int, context: int) -> Iterator[None]:
     """Turns running out of memory into a sentence with the remedy."""
