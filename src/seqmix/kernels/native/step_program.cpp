@@ -270,7 +270,7 @@ void convolve_as(const SeqmixStepOperation& op, int64_t position, int64_t thread
             rows[tap] = ring + (at < group.length ? at : at - group.length) * width;
             // Rows far apart come from memory one by one unless they are asked for together.
             for (int64_t channel = begin; channel < end; channel += 64 / int64_t(sizeof(Number)))
-                __builtin_prefetch(rows[tap] + channel);
+                __builtin_prefetch(rows[tap] + channel, 0, 2);
         }
         const float* weight = static_cast<const float*>(op.weight) + group.weight;
         for (int64_t channel = begin; op.out && channel < end; channel += LANES) {
