@@ -70,7 +70,7 @@ def assert_within(found: Tensor, expected: Tensor, band: Tensor) -> None:
 
 
 @given(**CASES)
-@settings(max_examples=80)
+@settings(max_examples=50)
 def test_values_and_gradients_are_those_of_the_reference(
     batch: int, time: int, dim: int, kernel: int, dilation: Any, causal: bool, share: float | None, seed: int
 ) -> None:
@@ -99,7 +99,7 @@ def test_values_and_gradients_are_those_of_the_reference(
 
 
 @given(**{name: case for name, case in CASES.items() if name != "causal"}, first=st.integers(0, 80))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_pieces_and_their_states_equal_those_of_the_torch_form(
     batch: int, time: int, dim: int, kernel: int, dilation: Any, share: float | None, seed: int, first: int
 ) -> None:
@@ -155,7 +155,7 @@ def test_gradients_flow_through_the_state_of_a_product() -> None:
 
 
 @given(**CASES, with_past=st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_gates_are_those_of_the_plain_products(
     batch: int,
     time: int,

@@ -309,7 +309,7 @@ struct Packed {
 };
 
 // Rows of a buffer for the sources of a tile, with the rows beyond them that whole registers read.
-int64_t source_rows(const SeqmixConv& conv) { return TILE + conv.kernel + OUTPUTS; }
+int64_t source_rows(const SeqmixConv& conv) { return TILE + conv.kernel + GRADIENTS; }
 
 template <typename Number>
 void convolve(const SeqmixConv& conv) {
@@ -349,7 +349,7 @@ void weight_gradient(const SeqmixConv& conv) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         Floats values(source_rows(conv) * BLOCK);
-        alignas(64) float grads[(TILE + OUTPUTS) * BLOCK];
+        alignas(64) float grads[(TILE + GRADIENTS) * BLOCK];
 #pragma omp for schedule(static)
         for (int64_t thread = 0; thread < threads; ++thread)
             for (int64_t p = count * thread / threads; p < count * (thread + 1) / threads; ++p)

@@ -12,11 +12,13 @@
 
 namespace {
 
-constexpr int BLOCK = 16;                 // channels of a tile
-constexpr int VECTORS = BLOCK / LANES;    // that hold them
-constexpr int TILE = 64;                  // outputs of a tile
-constexpr int OUTPUTS = 8;                // outputs and taps in registers at once
-constexpr int TAPS = REGISTERS == 32 ? 8 : 2;
+constexpr int BLOCK = 16;               // channels of a tile
+constexpr int VECTORS = BLOCK / LANES;  // that hold them
+constexpr int TILE = 64;                // outputs of a tile
+// Outputs and taps of one stretch of straight code. With few registers the weights are read from memory for every
+// product, and the longer stretch pays.
+constexpr int OUTPUTS = 8;
+constexpr int TAPS = REGISTERS == 32 ? 8 : 16;
 
 // sums[i] += sum over k < COUNT of weight[k] * source[i + k], for OUT outputs of one vector of channels.
 template <int COUNT, int OUT>
@@ -41,11 +43,15 @@ inline __attribute__((always_inline)) void convolve_outputs(
     for (int i = 0; i < OUT; ++i) sums[i] = load(bias);
     int64_t k = 0;
     for (; k + TAPS <= taps; k += TAPS) add_taps<TAPS, OUT>(sums, weight + k * BLOCK, source + k * BLOCK);
-    if (TAPS > 4 && k + 4 <= taps) {
+    if (TAPS > 8 && k + 8 <= taps) {
+        add_taps<8, OUT>(sums, weight + k * BLOCK, source + k * BLOCK);
+        k += 8;
+    }
+    if (k + 4 <= taps) {
         add_taps<4, OUT>(sums, weight + k * BLOCK, source + k * BLOCK);
         k += 4;
     }
-    if (TAPS > 2 && k + 2 <= taps) {
+    if (k + 2 <= taps) {
         add_taps<2, OUT>(sums, weight + k * BLOCK, source + k * BLOCK);
         k += 2;
     }
@@ -79,7 +85,8 @@ __attribute__((noinline)) void convolve_tile(
     }
 }
 
-constexpr int GRADIENTS = REGISTERS == 32 ? 8 : 2;  // gradients of outputs and taps in registers at once
+// The same of the weight gradient: gradients of outputs, and taps.
+constexpr int GRADIENTS = REGISTERS == 32 ? 8 : 16;
 constexpr int GRADIENT_TAPS = 8;
 
 // total[k] += sum_i grad[i] * source[i + k] for k < COUNT; outputs is a multiple of GRADIENTS.
@@ -89,7 +96,7 @@ inline __attribute__((always_inline)) void correlate_taps(
     Vector sums[COUNT] = {};
     for (int64_t i = 0; i < outputs; i += GRADIENTS) {
         Vector g[GRADIENTS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int b = 0; b < GRADIENTS; ++b) g[b] = load(grad + (i + b) * BLOCK);
 #pragma GCC unroll 32
         for (int j = 0; j < GRADIENTS + COUNT - 1; ++j) {
