@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seqmix.kernels import recurrent_steps
 from seqmix.kernels.depthwise_conv import DepthwiseConvState, depthwise_conv
 from seqmix.kernels.documents import place_piece
 
@@ -91,8 +92,10 @@ def causal_conv1d_update(
         ValueError: shapes that do not fit, a state shorter than kernel - 1, or an unknown activation.
     """
     if x.dim() == 2:
-        y = causal_conv1d_update(x[:, :, None], conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
-        return y[:, :, 0]
+        one = x[:, :, None]
+        return causal_conv1d_update(one, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)[
+            :, :, 0
+        ]
     _check(x, weight, activation)
     time, kernel, length = x.shape[2], weight.shape[1], conv_state.shape[-1]
     rows = conv_state if conv_state_indices is None else conv_state[conv_state_indices.long()]
@@ -101,6 +104,10 @@ def causal_conv1d_update(
             f"conv_state {tuple(conv_state.shape)} does not fit x {tuple(x.shape)} and a kernel of {kernel}: it must "
             f"be (batch, dim, length) with a length of at least {kernel - 1}"
         )
+    in_order = cache_seqlens is None and conv_state_indices is None
+    if in_order and time == 1 and recurrent_steps.can_run(conv_state, x, weight, bias):
+        y = recurrent_steps.conv_step(x[:, :, 0], conv_state, weight, bias, activation is not None)
+        return y[:, :, None]
     if cache_seqlens is None:
         past = rows[:, :, length - (kernel - 1) :]
     else:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqmix.kernels import causal_conv1d
+from seqmix.kernels import causal_conv1d, recurrent_steps
 from seqmix.kernels.documents import place_piece
 from seqmix.kernels.selective_scan import selective_scan, selective_step
 from seqmix.kernels.state_space import state_space_scan, state_space_step
@@ -202,13 +202,16 @@ def mamba2_selective_state_update(
     spread = (dt.stride(2), A.stride(1), A.stride(2), *(each.stride(1) for each in (D, dt_bias) if each is not None))
     if any(spread):
         return original(state, hidden_states, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=dt_softplus, z=z, **kwargs)
-    dt_BH = dt[:, :, 0].to(state.dtype)
-    dt_BH = dt_BH if dt_bias is None else dt_BH + dt_bias[:, 0]
-    dt_BH = F.softplus(dt_BH) if dt_softplus else dt_BH
-    A_H = A[:, 0, 0]
-    D_H = torch.zeros_like(A_H) if D is None else D[:, 0]
-    y, after = state_space_step(hidden_states, dt_BH, A_H, B, C, D_H, state)
-    state.copy_(after)
+    dt_BH, A_H = dt[:, :, 0], A[:, 0, 0]
+    D_H, bias_H = (None if each is None else each[:, 0] for each in (D, dt_bias))
+    if recurrent_steps.can_run(state, hidden_states, dt_BH, A_H, B, C, D_H, bias_H):
+        y = recurrent_steps.state_space_step(hidden_states, dt_BH, A_H, B, C, state, D_H, bias_H, dt_softplus)
+    else:
+        dt_BH = dt_BH.to(state.dtype) if bias_H is None else dt_BH.to(state.dtype) + bias_H
+        dt_BH = F.softplus(dt_BH) if dt_softplus else dt_BH
+        D_H = torch.zeros_like(A_H) if D_H is None else D_H
+        y, after = state_space_step(hidden_states, dt_BH, A_H, B, C, D_H, state)
+        state.copy_(after)
     return y if z is None else y * F.silu(z)
 
 
