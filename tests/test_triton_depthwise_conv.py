@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqmix.kernels.depthwise_conv import group_channels, reference, unroll
+from seqmix.kernels.depthwise_conv import depthwise_conv_step, empty_state, group_channels, reference, unroll
 from seqmix.kernels.depthwise_conv import triton as ours
 from seqmix.kernels.depthwise_conv.channels import Dilations
+from seqmix.kernels.depthwise_conv.triton_step import available as step_available
+from seqmix.kernels.depthwise_conv.triton_step import depthwise_conv_step as step_operator
+from seqmix.kernels.depthwise_conv.triton_step import step
 from seqmix.kernels.documents import Placement, place_piece
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -167,6 +171,40 @@ def test_nothing_in_gives_nothing_out(batch: int, time: int) -> None:
 
 
 @inside
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dilation, kernel", [([1] * 9 + [2] * 2, 3), (2, 1)])
+def test_steps_are_those_of_the_plain_form(kind: torch.dtype, dilation: int | list[int], kernel: int) -> None:
+    dim = 11
+    dilations = group_channels(dilation, dim, kernel)
+    weight, bias = torch.randn(dim, kernel).to(kind), torch.randn(dim)
+    plain, own = empty_state(dilations, 2), empty_state(dilations, 2, dtype=kind)
+    with torch.no_grad():
+        # Channels of a wider tensor, as a split of a projection gives them.
+        for x in torch.randn(6, 2, dim + 3).to(kind)[:, :, 3:]:
+            wanted, plain = depthwise_conv_step(x.float(), weight.float(), bias, dilation=dilations, state=plain)
+            found = step(x, weight, bias, dilations, own.past, plain.position - 1)
+            torch.testing.assert_close(found.float(), wanted, rtol=2 * torch.finfo(kind).eps, atol=1e-5)
+            assert torch.equal(own.past.float(), plain.past)
+    if kernel > 1:
+        arguments = (x, weight, bias, own.past, plain.position, [0, 9, 11], [1, 2])
+        torch.library.opcheck(step_operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@outside
+def test_a_step_goes_this_way_on_a_gpu_without_gradients() -> None:
+    def like(device: str, *, needs: bool = False, taps: int = 3) -> Any:
+        return SimpleNamespace(device=torch.device(device), requires_grad=needs, shape=(2, taps))
+
+    gpu = like("cuda")
+    assert step_available(gpu, gpu, gpu)
+    assert not step_available(like("cpu"), gpu, gpu)
+    assert not step_available(gpu, like("cuda", taps=65), gpu)
+    assert not step_available(gpu, like("cuda", needs=True), gpu)
+    with torch.no_grad():
+        assert step_available(gpu, like("cuda", needs=True), gpu)
+
+
+@inside
 def test_the_result_is_the_same_every_time() -> None:
     x, weight = torch.randn(2, 14, 3, requires_grad=True), torch.randn(3, 3, requires_grad=True)
     placement = place_piece(2, 14, x.device, None, None, None)
@@ -207,6 +245,8 @@ POINTERS = {
     "weight": "*fp32",
     "bias": "*fp32",
     "parts": "*fp32",
+    "x": "*bf16",
+    "y": "*bf16",
     "source": "*bf16",
     "past": "*bf16",
     "grad": "*bf16",
@@ -214,12 +254,14 @@ POINTERS = {
 }
 
 
-def compile_for(architecture: int, program: str, warps: int, constants: dict[str, Any]) -> Any:
+def compile_for(
+    architecture: int, program: str, warps: int, constants: dict[str, Any], module: str = "triton_programs"
+) -> Any:
     """The program as machine code for a GPU that need not be there."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile  # noqa: A004
 
-    function = getattr(importlib.import_module("seqmix.kernels.depthwise_conv.triton_programs"), program)
+    function = getattr(importlib.import_module(f"seqmix.kernels.depthwise_conv.{module}"), program)
     names = function.arg_names
     signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
     aligned = {"dim", "time", *POINTERS, *(name for name in names if name.startswith("stride"))}
@@ -247,6 +289,9 @@ def test_the_programs_compile_for_gpus(
     assert "ld.global.b32" in forward.asm["ptx"]
     assert "st.global.b32" in forward.asm["ptx"]
     assert "mul.f32" not in forward.asm["ptx"]
+    step_shape = {"K": 4, "BD": 64, "ALIGNMENT": 64, "HAS_BIAS": True, "SUM": tl.float32}
+    one_step = compile_for(architecture, "step", 1, step_shape, "triton_step_program")
+    assert ".local" not in one_step.asm["ptx"]
     gradient = compile_for(architecture, "weight_gradient", 4, shape | {"R": 16, "PART": 16, "S": 4, "BD": 64})
     for one in (forward, gradient):
         assert ".local" not in one.asm["ptx"]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seqmix.kernels.depthwise_conv import grouped, native, reference, triton
+from seqmix.kernels.depthwise_conv import grouped, native, reference, triton, triton_step
 from seqmix.kernels.depthwise_conv.channels import (
     Dilations,
     group_channels,
@@ -217,6 +217,9 @@ def depthwise_conv_step(
     if dilations.order is not None:
         order = torch.tensor(dilations.order, device=x.device)
         x, weight = x[:, order], weight[order]
+    elif triton_step.available(x, weight, state.past):
+        y = triton_step.step(x, weight, bias, dilations, state.past, state.position)
+        return y, DepthwiseConvState(state.past, state.position + 1, state.document)
     back = torch.arange(kernel - 1, 0, -1, device=x.device)
     outputs = []
     for group in dilations.groups:

@@ -34,7 +34,9 @@ from seqmix.kernels.depthwise_conv.triton_sizes import (
     part_of,
     passes_of,
     processors,
+    sum_type,
     table_of,
+    triton_type,
 )
 from seqmix.kernels.documents import Placement
 
@@ -175,8 +177,8 @@ def _weight_gradient(
     # Of the group that has the most.
     bundles = max(-(-batch * min(d, time) * -(-time // (sizes.outputs * d)) // sizes.segments) for d in dilations)
     splits = max(1, min(bundles, PROGRAMS_PER_PROCESSOR * processors(x.device) // (len(table) * passes)))
-    parts = torch.empty(splits, kernel, dim, dtype=_sum_type(x), device=x.device)
-    with _on(x.device):
+    parts = torch.empty(splits, kernel, dim, dtype=sum_type(x), device=x.device)
+    with on(x.device):
         triton_programs.weight_gradient[(len(table) * splits, passes)](
             x,
             x if past is None else past.contiguous(),
@@ -204,7 +206,7 @@ def _weight_gradient(
             CAUSAL=causal,
             HAS_PAST=past is not None,
             PACKED=runs is not None,
-            SUM=_triton_type(parts.dtype),
+            SUM=triton_type(parts.dtype),
             num_warps=sizes.warps,
             enable_fp_fusion=False,
         )
@@ -247,7 +249,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[1]:
         grad_weight = _weight_gradient(grad, x, weight, past, position, runs, *groups, ctx.causal)
     if ctx.needs_input_grad[2]:
-        grad_bias = grad.sum((0, 1), dtype=_sum_type(grad)).to(ctx.bias_type)
+        grad_bias = grad.sum((0, 1), dtype=sum_type(grad)).to(ctx.bias_type)
     if ctx.needs_input_grad[3]:
         grad_past = _past_gradient(grad, weight, past, position, runs, *groups)
     return grad_x, grad_weight, grad_bias, grad_past, None, None, None, None, None
@@ -285,7 +287,7 @@ def _launch(
         table, alignment = table_of(tuple(borders), tuple(dilations), kernel, block, device, members)
         ends = {dilations[i]: (kernel - 1) * dilations[i] if is_past else time for i in members}
         columns = max(min(d, end) * -(-end // (outputs * d)) for d, end in ends.items())
-        with _on(device):
+        with on(device):
             triton_programs.convolve[(len(table) * columns * batch,)](
                 source,
                 source if past is None else past.contiguous(),
@@ -313,7 +315,7 @@ def _launch(
                 HAS_PAST=past is not None,
                 HAS_BIAS=bias is not None,
                 PACKED=runs is not None,
-                SUM=_triton_type(_sum_type(source)),
+                SUM=triton_type(sum_type(source)),
                 num_warps=max(1, block // CHANNELS_PER_WARP),
                 enable_fp_fusion=False,
             )
@@ -324,16 +326,6 @@ def _channels_together(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
-def _sum_type(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _triton_type(kind: torch.dtype) -> Any:
-    import triton.language as tl
-
-    return tl.float64 if kind == torch.float64 else tl.float32
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
+def on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current GPU, which need not be that of the tensors."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -25,7 +25,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _place(table, block, K: tl.constexpr, ALIGNMENT: tl.constexpr, BD: tl.constexpr):
+def place_block(table, block, K: tl.constexpr, ALIGNMENT: tl.constexpr, BD: tl.constexpr):
     """What the table says of a block: its channels, the first and the end of the group, dilation, length, offset."""
     row = table + block * 5
     begin, first, last = tl.load(row), tl.load(row + 1), tl.load(row + 2)
@@ -173,7 +173,7 @@ def convolve(
     program = tl.program_id(0)
     block, column = program % blocks, program // blocks % columns
     row = (program // blocks // columns).to(tl.int64)
-    channels, first, last, dilation, length, offset = _place(table, block, K, ALIGNMENT, BD)
+    channels, first, last, dilation, length, offset = place_block(table, block, K, ALIGNMENT, BD)
     left = length if CAUSAL else length // 2
     end = length if TASK == 2 else dilation * 0 + time
     residues = tl.maximum(tl.minimum(dilation, end), 1)
@@ -312,7 +312,7 @@ def weight_gradient(
     """
     block, split = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     chunk = tl.program_id(1)
-    channels, first, last, dilation, length, offset = _place(table, block, K, ALIGNMENT, BD)
+    channels, first, last, dilation, length, offset = place_block(table, block, K, ALIGNMENT, BD)
     left = length if CAUSAL else length // 2
     residues = tl.minimum(dilation, time)
     columns = residues * ((time + R * dilation - 1) // (R * dilation))

@@ -9,7 +9,7 @@ import functools
 import math
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,3 +114,15 @@ def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETED_PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def sum_type(tensor: Tensor) -> torch.dtype:
+    """What is summed in: float32, or float64 for float64."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def triton_type(kind: torch.dtype) -> Any:
+    """The name that Triton has for what is summed in."""
+    import triton.language as tl
+
+    return tl.float64 if kind == torch.float64 else tl.float32
