@@ -13,14 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seqmix
+from seqmix.data.token_store import memory_store
 from seqmix.data.tokenizers import byte_tokenizer, train_bpe
 from seqmix.errors import InputError
+from seqmix.evaluation import evaluate
 from seqmix.export.int8 import to_int8
 from seqmix.export.lowering import lower
 from seqmix.generation import ENGINES, Engine, Sampler, SamplingConfig, create_engine, generate, text_stream
 from seqmix.generation import states as states_module
 from seqmix.generation.native_engine import NativeEngine
 from seqmix.generation.onnx_engine import OnnxEngine
+from seqmix.generation.precision import measure_loss
 from seqmix.generation.rings import CompiledRings
 from seqmix.generation.states import StepStates, from_bfloat16, to_bfloat16
 from seqmix.generation.text import AnyStream
@@ -478,3 +481,16 @@ def test_tokenizers_that_are_not_byte_level() -> None:
     text = "die Brücke 日本"
     ids = BPE.backend_tokenizer.encode(text, add_special_tokens=False).ids
     assert "".join(map(stream.add, ids)) + stream.finish() == text
+
+
+def test_the_loss_of_an_engine_is_that_of_the_evaluation() -> None:
+    model = seqmix.create_model("gated_conv", vocab_size=258, context=32, hidden_size=16, num_hidden_layers=2).eval()
+    store = memory_store([b"first document", b"second", b"", b"the third one"], end_id=256)
+    whole = measure_loss(create_engine("torch", model), store, 10_000)
+    evaluated = evaluate(model, store, context=64, batch_size=1, device="cpu")
+    assert whole.tokens == evaluated.tokens == len(store) - 1
+    assert whole.bits_per_byte == pytest.approx(evaluated.bits_per_byte, rel=1e-5)
+    part = measure_loss(create_engine("torch", model), store, 9)
+    assert part.tokens == 9
+    with pytest.raises(InputError, match="at most 0 of them"):
+        measure_loss(create_engine("torch", model), store, 0)
