@@ -255,6 +255,31 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
         BenchSettings(**settings)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("train", "--params", "10X"), "size '10X' cannot be read"),
+        (("train", "--models", "hf-lama"), "did you mean 'hf-llama'"),
+        (("train", "--models", "hf-llama", "--vocab-size", "100"), "vocab_size is 100: hf-llama needs at least"),
+        (("train", "--contexts", "1"), "context is 1"),
+        (("decode", "--models", "llama.cpp-llama", "--params", "3"), "cannot be made with 3"),
+        (("decode", "--engines", "onx"), "did you mean 'onnx'"),
+        (("decode", "--precision", "bfloat16"), "measured in float32 alone"),
+        (("scaling", "--models", "atention"), "did you mean 'attention'"),
+        (("scaling", "--contexts", "128"), "needs at least two"),
+        (("kernels", "--sizes", "8x8"), "size '8x8' is not a convolution"),
+        (("kernels", "--threads", "0"), "threads is 0"),
+    ],
+)
+def test_options_that_cannot_be_had_end_before_anything_is_measured(
+    options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *options]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert not shown.out
+
+
 @pytest.mark.parametrize("text", ["", "3x4:5", "1x2x3", "0x2x3:4", "1x2x3:4:0", "axbxc:d"])
 def test_sizes_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="BATCHxTIMExDIM:KERNEL:DILATION"):

@@ -34,7 +34,7 @@ def test_nothing_heavy_is_imported(code: str) -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("command", ["list", "check", "plan", "train", "eval", "compare"])
+@pytest.mark.parametrize("command", ["list", "check", "plan", "train", "eval", "compare", "bench"])
 def test_the_help_of_a_command_loads_neither_torch_nor_transformers(command: str) -> None:
     loaded = modules_after(f"from seqmix.cli.main import main; assert main([{command!r}, '--help']) == 0")
     assert "typer" in loaded

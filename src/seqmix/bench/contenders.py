@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from seqmix.errors import InputError, unknown_name
 from seqmix.models import SeqmixForCausalLM, create_model, list_models
 from seqmix.models.convert import to_huggingface
+from seqmix.models.sizing import solve
 
 HUGGING_FACE = {"hf-llama": "transformer", "hf-mamba2": "mamba2"}
 """Whose shape each of them takes."""
@@ -27,6 +28,16 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
             raise unknown_name("model", name, known)
         if name in names[:index]:
             raise InputError(f"model {name!r} is named twice: name each model once")
+
+
+def check_sizes(names: Sequence[str], params: str, vocab_size: int, contexts: Sequence[int]) -> None:
+    """Refuses what `build` cannot make, without making it."""
+    for name in names:
+        for context in contexts:
+            config = solve(HUGGING_FACE.get(name, name), params, vocab_size=vocab_size, context=context)
+            pad = config.pad_token_id
+            if name in HUGGING_FACE and pad is not None and pad >= vocab_size:
+                raise InputError(f"vocab_size is {vocab_size}: {name} needs at least {pad + 1}, for its padding token")
 
 
 def build(name: str, params: str, vocab_size: int, context: int, device: torch.device) -> PreTrainedModel:

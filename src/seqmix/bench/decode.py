@@ -174,6 +174,8 @@ def bench_decode(
         raise InputError(f"context is {min(contexts)}: at least 1 token must have been read")
     if precision != "float32":
         raise InputError(f"precision is {precision!r}: decode is measured in float32 alone")
+    made_of = [llama_cpp.MODELS.get(name, name) for name in models]
+    contenders.check_sizes(made_of, params, vocab_size, [max(contexts)])
     with with_threads(threads) as used:
         made: list[Decoder] = []
 

@@ -127,6 +127,7 @@ def bench_train(
     contenders.check_names(models)
     if min(contexts) < 2:
         raise InputError(f"context is {min(contexts)}: a training step needs at least 2 tokens")
+    contenders.check_sizes(models, params, vocab_size, contexts)
     with with_threads(threads) as used:
         cases = []
         for context in contexts:

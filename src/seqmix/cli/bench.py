@@ -13,10 +13,13 @@ def bench(
         str | None, typer.Option(help="kernels: BATCHxTIMExDIM:KERNEL:DILATION, several with commas.")
     ] = None,
     models: Annotated[
-        str | None, typer.Option(help="train, decode: models of `seqmix list`; scaling: mixers; with commas.")
+        str | None,
+        typer.Option(help="train, decode: those of `seqmix list`, hf-llama, hf-mamba2; scaling: mixers; with commas."),
     ] = None,
     contexts: Annotated[str | None, typer.Option(help="train, decode, scaling: tokens, such as 512,4k.")] = None,
-    engines: Annotated[str | None, typer.Option(help="decode: torch, onnx, generate; with commas. [all]")] = None,
+    engines: Annotated[
+        str | None, typer.Option(help="decode: of seqmix generate, and generate itself; with commas. [all]")
+    ] = None,
     params: Annotated[str, typer.Option(help="train, decode: size without the embedding.")] = "10M",
     vocab_size: Annotated[str, typer.Option(help="train, decode: tokens of the vocabulary.")] = "258",
     threads: Annotated[int | None, typer.Option(help="CPU threads, the same for all. [as many as torch takes]")] = None,
@@ -32,7 +35,8 @@ def bench(
     """Measures speed and memory beside what else is installed, taking turns so that drift cancels.
 
     kernels: the depthwise convolution. train: tokens per second and peak memory of a training step. decode: tokens per
-    second by context. scaling: how time and memory of each mixer grow with the context.
+    second by context, also of llama.cpp where it is installed. scaling: how time and memory of each mixer grow with
+    the context.
 
     Example: seqmix bench kernels --sizes 8x1024x512:32:1,8x1024x512:32:8 --threads 2
     """
@@ -94,7 +98,9 @@ def _print(document: dict[str, Any]) -> None:
 
     screen = console()
     for table in tables(document):
-        print_table(table.columns, table.rows, title=table.title, left=table.left)
+        # As a part of the table it would be wrapped to the table's width.
+        screen.print(table.title, style="bold", markup=False)
+        print_table(table.columns, table.rows, left=table.left)
         print()
         for note in table.notes:
             screen.print(note, markup=False)
