@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from seqmix import create_model, list_models
 from seqmix.errors import InputError
+from seqmix.generation import create_engine
 from seqmix.generation.cuda_graph import CudaGraphEngine, GraphDecoder, capture_on_gpu, write_back
 from seqmix.generation.engine import TorchEngine
 from seqmix.mixer import State
@@ -169,6 +170,38 @@ def test_the_engine_is_the_torch_engine_with_a_graph_inside() -> None:
             assert one.step(token) == pytest.approx(logits, abs=1e-5)
     engine.reset()
     assert engine.position == 0
+
+
+@pytest.mark.parametrize("name", ["transformer", "convtransformer"])
+def test_the_engine_makes_room_as_it_is_needed(name: str) -> None:
+    model = model_of(name)
+    engine, plain = CudaGraphEngine(model, capacity=3, capture=capture_on_tape), TorchEngine(model)
+    for one in (engine, plain):
+        one.prefill([1, 2])
+    for token in (3, 4, 5, 6, 7):
+        assert engine.step(token) == pytest.approx(plain.step(token), abs=1e-5)
+    longer = list(range(15))
+    # 7 positions fill a graph that had room for 6, then a prompt goes far beyond it.
+    assert engine.prefill(longer) == pytest.approx(plain.prefill(longer), abs=1e-5)
+    assert engine.step(8) == pytest.approx(plain.step(8), abs=1e-5)
+    assert engine.position == 23
+
+
+def test_the_state_of_a_full_graph_goes_on_elsewhere() -> None:
+    model, tokens = model_of("transformer"), torch.randint(23, (1, 6))
+    decoder = GraphDecoder(model, 1, 4, capture=capture_on_tape)
+    for token in tokens[:, :4].unbind(1):
+        decoder.step(token)
+    with torch.no_grad():
+        found, _ = model.prefill(tokens[:, 4:], decoder.state())
+        expected, _ = model.prefill(tokens)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_engine_by_name_needs_a_gpu() -> None:
+    with pytest.raises(InputError, match="cuda_graph needs a CUDA device and there is none here: choose torch"):
+        create_engine("cuda_graph", model_of("convsamba"))
 
 
 @needs_gpu

@@ -20,7 +20,9 @@ def generate_command(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Draw among as many of the likeliest tokens.")] = None,
     top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens with this share together.")] = 1.0,
-    engine: Annotated[str, typer.Option(help="torch, onnx or native: the same text, up to rounding.")] = "torch",
+    engine: Annotated[
+        str, typer.Option(help="torch, onnx or native, or cuda_graph on a GPU: the same text, up to rounding.")
+    ] = "torch",
     weights: Annotated[str, typer.Option(help="f32, bf16 or int8: smaller is faster and loses a little.")] = "f32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's choice.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and state size to stderr at the end.")] = False,
@@ -36,10 +38,19 @@ def generate_command(
 
     from seqmix.cli.output import print_json
     from seqmix.errors import InputError, unknown_name
-    from seqmix.generation import ENGINES, WEIGHT_TYPES, Sampler, SamplingConfig, create_engine, generate, text_stream
+    from seqmix.generation import (
+        ENGINES,
+        GPU_ENGINES,
+        WEIGHT_TYPES,
+        Sampler,
+        SamplingConfig,
+        create_engine,
+        generate,
+        text_stream,
+    )
 
-    if engine not in ENGINES:
-        raise unknown_name("engine", engine, ENGINES)
+    if engine not in (*ENGINES, *GPU_ENGINES):
+        raise unknown_name("engine", engine, (*ENGINES, *GPU_ENGINES))
     if weights not in WEIGHT_TYPES:
         raise unknown_name("weight type", weights, WEIGHT_TYPES)
     if threads is not None and threads < 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from seqmix.errors import InputError, unknown_name
 from seqmix.generation.engine import Engine, TorchEngine
 from seqmix.generation.generate import Generated, generate
@@ -11,6 +13,10 @@ from seqmix.generation.weights import WEIGHT_TYPES, WeightType, check_weight_typ
 from seqmix.models import SeqmixForCausalLM
 
 ENGINES = ("torch", "onnx", "native")
+"""Engines for any machine."""
+
+GPU_ENGINES = ("cuda_graph",)
+"""Engines that need a CUDA device; the model is moved there."""
 
 
 def create_engine(name: str, model: SeqmixForCausalLM, *, weights: str = "f32", threads: int | None = None) -> Engine:
@@ -21,7 +27,7 @@ def create_engine(name: str, model: SeqmixForCausalLM, *, weights: str = "f32", 
         threads: of the engine; None takes torch's number.
 
     Raises:
-        InputError: an unknown name or weight type, or an engine that cannot run the model.
+        InputError: an unknown name or weight type, or an engine that cannot run the model or has no device here.
     """
     kind = check_weight_type(weights)
     if threads is not None and threads < 1:
@@ -40,11 +46,18 @@ def create_engine(name: str, model: SeqmixForCausalLM, *, weights: str = "f32", 
         from seqmix.generation.native_engine import NativeEngine
 
         return NativeEngine(model, kind, threads=threads)
-    raise unknown_name("engine", name, ENGINES)
+    if name == "cuda_graph":
+        from seqmix.generation.cuda_graph import CudaGraphEngine
+
+        if not torch.cuda.is_available():
+            raise InputError("the engine cuda_graph needs a CUDA device and there is none here: choose torch or native")
+        return CudaGraphEngine(model if model.device.type == "cuda" else model.cuda(), kind)
+    raise unknown_name("engine", name, (*ENGINES, *GPU_ENGINES))
 
 
 __all__ = [
     "ENGINES",
+    "GPU_ENGINES",
     "WEIGHT_TYPES",
     "Engine",
     "Generated",

@@ -11,6 +11,7 @@ but what its tensors hold.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
@@ -28,7 +29,7 @@ WARM_UPS = 3
 """Runs before the capture, in which libraries choose their kernels and take their memory."""
 
 CAPACITY = 4096
-"""Positions that a state which grows gets room for where nothing else is asked."""
+"""Positions that a state which grows gets room for, where nothing else is asked."""
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 """Takes a function without arguments and results, and gives what does the same work again on the same memory."""
@@ -94,11 +95,9 @@ class GraphDecoder:
         self._stepping: Stepping = model if stepping is None else stepping
         with torch.no_grad():
             self._state = _fixed(model.init_state(batch, capacity))
-            free = model.init_state(batch, device="meta")
-            rooms = [
-                own.slots for own, part in zip(_slot_states(self._state), _slot_states(free), strict=True) if part.grows
-            ]
-            self.capacity = min(rooms, default=None)
+            self._grows = [part.grows for part in _slot_states(model.init_state(batch, device="meta"))]
+            slots = [part.slots for part in _slot_states(self._state)]
+            self.capacity = min(itertools.compress(slots, self._grows), default=None)
             self._empty = self._state.clone()
             self._tokens = torch.zeros(batch, dtype=torch.int64, device=model.device)
             logits, _ = self._stepping.step(self._tokens, self._state.clone())
@@ -136,7 +135,11 @@ class GraphDecoder:
 
     def state(self) -> ModelState:
         """A copy of the state; it goes on with the model's own `step` and `prefill`, and in `load_state`."""
-        return self._state.clone()
+        copied = self._state.clone()
+        for part, grows in zip(_slot_states(copied), self._grows, strict=True):
+            least, greatest = part.position.aminmax()
+            part.shortest, part.longest, part.grows = int(least), int(greatest), grows
+        return copied
 
     def load_state(self, state: ModelState) -> None:
         """Goes on from a copy of a state that the model's `init_state`, `prefill` or `step` gave.
@@ -175,7 +178,10 @@ class GraphDecoder:
 
 
 class CudaGraphEngine(Engine):
-    """The model's step as a CUDA graph, on the GPU where the model is."""
+    """The model's step as a CUDA graph, on the GPU where the model is.
+
+    capacity: positions that a state which grows has room for at first; it gets more as they are needed.
+    """
 
     name = "cuda_graph"
 
@@ -195,6 +201,13 @@ class CudaGraphEngine(Engine):
 
     def _make_decoder(self) -> GraphDecoder:
         return GraphDecoder(self.model, 1, self._capacity, capture=self._capture, stepping=self._stepping)
+
+    def _make_room(self, positions: int) -> None:
+        """Captures the step anew, with more room, where a state that grows has none left."""
+        if self._decoder.capacity is not None and positions > self._decoder.capacity:
+            state, self._capacity = self._decoder.state(), max(positions, 2 * self._capacity)
+            self._decoder = self._make_decoder()
+            self._decoder.load_state(state)
 
     @property
     def position(self) -> int:
@@ -218,9 +231,11 @@ class CudaGraphEngine(Engine):
         return self._decoder.state()
 
     def load_state(self, state: ModelState) -> None:
+        self._make_room(int(state.position.max()))
         self._decoder.load_state(state)
 
     def step(self, token: int) -> Logits:
+        self._make_room(self.position + 1)
         tokens = torch.tensor([token], device=self.model.device)
         return self._decoder.step(tokens)[0].float().cpu().numpy()
 
