@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from seqmix.errors import InputError, unknown_name
 from seqmix.generation.engine import Engine, TorchEngine
@@ -51,7 +52,9 @@ def create_engine(name: str, model: SeqmixForCausalLM, *, weights: str = "f32", 
 
         if not torch.cuda.is_available():
             raise InputError("the engine cuda_graph needs a CUDA device and there is none here: choose torch or native")
-        return CudaGraphEngine(model if model.device.type == "cuda" else model.cuda(), kind)
+        if model.device.type != "cuda":
+            model = nn.Module.cuda(model)
+        return CudaGraphEngine(model, kind)
     raise unknown_name("engine", name, (*ENGINES, *GPU_ENGINES))
 
 
