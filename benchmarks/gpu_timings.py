@@ -21,6 +21,7 @@ from seqmix.kernels import depthwise_conv
 from seqmix.kernels.cross_entropy import linear_cross_entropy
 from seqmix.kernels.depthwise_conv import triton as triton_convolution
 from seqmix.kernels.depthwise_conv import triton_sizes
+from seqmix.kernels.state_space import installed
 
 OURS = "ours"
 FORWARD_BYTES, BOTH_BYTES = 2, 5
@@ -162,8 +163,10 @@ def time_training(bench: Bench) -> dict[str, Any]:
     times = bench.seconds_of(sides, rounds=5)
     size = _training_size(bench, "gated_conv")
     tokens = size.batch_size * size.context
+    scans = [name for name in installed.KERNELS if installed.kernel(name) is not None]
     return {
         "tokens_a_step": tokens,
+        "scan_of_mamba2": bench.size([*scans, "chunked"][0], "chunked"),
         "milliseconds": milliseconds(times),
         "tokens_per_second": {name: tokens / quartiles(values).median for name, values in times.items()},
         "faster_than": {name: ratio(times, name, "gated_conv").median for name in sides if name != "gated_conv"},

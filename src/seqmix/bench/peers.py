@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
@@ -76,10 +77,7 @@ def _causal_conv1d(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
 
 def _flash_linear_attention(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    try:
-        from fla.modules.conv import causal_conv1d
-    except ImportError:
-        # Where older versions have it.
-        from fla.modules.convolution import causal_conv1d
-
-    return causal_conv1d(x, weight)[0]
+    # Where versions 0.6, 0.5 and 0.4 have it.
+    homes = ("fla.modules.causal_conv1d", "fla.modules.conv", "fla.modules.convolution")
+    home = next(name for name in homes if importlib.util.find_spec(name) is not None)
+    return importlib.import_module(home).causal_conv1d(x, weight)[0]
