@@ -53,7 +53,7 @@ def test_all_engines_give_the_same_text(folder: Path, temperature: str, capsys: 
 def test_text_goes_to_stdout_and_numbers_to_stderr(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "--max-new-tokens", "12", "--json") == 0
     text = json.loads(capsys.readouterr().out)["text"]
-    assert run(folder, "--max-new-tokens", "12", "--stats") == 0
+    assert run(folder, "--max-new-tokens", "12", "--stats", "--engine", "torch") == 0
     captured = capsys.readouterr()
     assert captured.out == text + "\n"
     assert "torch, f32: read 1 tokens" in captured.err
@@ -117,6 +117,9 @@ def test_smaller_weights(folder: Path, engine: str, weights: str, capsys: pytest
     ("words", "message"),
     [
         (["--engine", "nativ"], "unknown engine 'nativ': did you mean 'native'?"),
+        (["--rings", "int8"], "unknown ring type 'int8': choose one of bf16, f32"),
+        (["--rings", "bf16", "--engine", "torch"], "rings 'bf16' cannot be had with the engine torch: choose"),
+        (["--device", "cuda", "--engine", "onnx"], "the engine onnx runs on the CPU and device is 'cuda': choose"),
         (["--weights", "int4"], "unknown weight type 'int4': did you mean 'int8'?"),
         (["--max-new-tokens", "0"], "max-new-tokens is 0: it must be at least 1"),
         (["--temperature", "-0.5"], "temperature is -0.5: give a number of at least 0"),
@@ -146,3 +149,17 @@ def test_prompts_that_are_no_text(folder: Path, tmp_path: Path, capsys: pytest.C
 def test_folders_that_hold_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "none") == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_the_fastest_engine_is_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "--max-new-tokens", "3", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["engine"] == ("native" if "native" in ENGINES else "torch")
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_rings_of_half_the_size(folder: Path, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = []
+    for rings in ("f32", "bf16"):
+        assert run(folder, "--max-new-tokens", "3", "--engine", engine, "--rings", rings, "--json") == 0
+        sizes.append(json.loads(capsys.readouterr().out)["state_bytes"])
+    assert sizes[0] == 2 * sizes[1]

@@ -19,7 +19,16 @@ from seqmix.errors import InputError
 from seqmix.evaluation import evaluate
 from seqmix.export.int8 import to_int8
 from seqmix.export.lowering import lower
-from seqmix.generation import ENGINES, Engine, Sampler, SamplingConfig, create_engine, generate, text_stream
+from seqmix.generation import (
+    ENGINES,
+    Engine,
+    Sampler,
+    SamplingConfig,
+    create_engine,
+    fastest_engine,
+    generate,
+    text_stream,
+)
 from seqmix.generation import states as states_module
 from seqmix.generation.native_engine import NativeEngine
 from seqmix.generation.onnx_engine import OnnxEngine
@@ -494,3 +503,11 @@ def test_the_loss_of_an_engine_is_that_of_the_evaluation() -> None:
     assert part.tokens == 9
     with pytest.raises(InputError, match="at most 0 of them"):
         measure_loss(create_engine("torch", model), store, 0)
+
+
+def test_the_fastest_engine_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fastest_engine(tiny("gated_conv", mixers=[{"name": "pool"}])).name == "torch"
+    if library() is not None:
+        assert fastest_engine(tiny("gated_conv"), weights="int8").name == "native"
+    monkeypatch.setattr("seqmix.generation.native_engine.library", lambda: None)
+    assert fastest_engine(tiny("gated_conv"), weights="bf16").name == "torch"

@@ -21,10 +21,12 @@ def generate_command(
     top_k: Annotated[int | None, typer.Option(help="Draw among as many of the likeliest tokens.")] = None,
     top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens with this share together.")] = 1.0,
     engine: Annotated[
-        str, typer.Option(help="torch, onnx or native, or cuda_graph on a GPU: the same text, up to rounding.")
-    ] = "torch",
+        str | None, typer.Option(help="torch, onnx, native, or cuda_graph on a GPU: the same text. [the fastest here]")
+    ] = None,
     weights: Annotated[str, typer.Option(help="f32, bf16 or int8: smaller is faster and loses a little.")] = "f32",
+    rings: Annotated[str, typer.Option(help="f32, or bf16: half the memory for the past of convolutions.")] = "f32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's choice.")] = None,
+    device: Annotated[str, typer.Option(help="Where torch runs: cpu, cuda, cuda:1.")] = "cpu",
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and state size to stderr at the end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
 ) -> None:
@@ -41,16 +43,24 @@ def generate_command(
     from seqmix.generation import (
         ENGINES,
         GPU_ENGINES,
+        RING_TYPES,
         WEIGHT_TYPES,
         Sampler,
         SamplingConfig,
         create_engine,
+        fastest_engine,
         generate,
         text_stream,
     )
 
-    if engine not in (*ENGINES, *GPU_ENGINES):
+    if engine is not None and engine not in (*ENGINES, *GPU_ENGINES):
         raise unknown_name("engine", engine, (*ENGINES, *GPU_ENGINES))
+    if rings not in RING_TYPES:
+        raise unknown_name("ring type", rings, RING_TYPES)
+    if rings != "f32" and engine is None:
+        engine = "native"
+    if device != "cpu" and engine in ("onnx", "native"):
+        raise InputError(f"the engine {engine} runs on the CPU and device is {device!r}: choose the engine torch")
     if weights not in WEIGHT_TYPES:
         raise unknown_name("weight type", weights, WEIGHT_TYPES)
     if threads is not None and threads < 1:
@@ -66,16 +76,20 @@ def generate_command(
 
     from seqmix.data.tokenizers import TextEncoder, load_tokenizer
     from seqmix.models.loading import load_model
+    from seqmix.training.run import choose_device
 
     if threads is not None:
         torch.set_num_threads(threads)
-    model = load_model(folder, dtype=torch.float32)
+    model = load_model(folder, device=choose_device(device), dtype=torch.float32)
     tokenizer = load_tokenizer(Path(folder))
     stream = text_stream(tokenizer)
     ends = model.config.eos_token_id
     end_tokens = {ends} if isinstance(ends, int) else set(ends or ())
     tokens = TextEncoder(tokenizer).encode([text])[0].tolist()
-    runner = create_engine(engine, model, weights=weights, threads=threads)
+    if engine is None:
+        runner = fastest_engine(model, weights=weights, threads=threads)
+    else:
+        runner = create_engine(engine, model, weights=weights, threads=threads, rings=rings)
     # In training every document begins with the end token of the one before it.
     start = tokenizer.eos_token_id
     pieces: list[str] = []

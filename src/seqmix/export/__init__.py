@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seqmix.export.lowering import lower
+from seqmix.export.lowering import CannotLowerError, lower
 from seqmix.export.program import Program
 
-__all__ = ["Program", "lower"]
+__all__ = ["CannotLowerError", "Program", "lower"]

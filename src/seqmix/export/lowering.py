@@ -42,6 +42,10 @@ from seqmix.models import SeqmixForCausalLM
 from seqmix.models.block import Block
 
 
+class CannotLowerError(InputError):
+    """A model with a mixer for which no operations are known; torch can still run it."""
+
+
 def _plain(tensor: Tensor) -> Tensor:
     """A parameter as contiguous float32 numbers on the CPU."""
     return tensor.detach().to("cpu", torch.float32).contiguous()
@@ -119,7 +123,7 @@ class _Builder:
 @singledispatch
 def _mix(mixer: Mixer, build: _Builder, x: Span, add: Span) -> Span:
     """Appends a mixer's step on x, and adds `add` to it."""
-    raise InputError(
+    raise CannotLowerError(
         f"{type(mixer).__name__} cannot be exported as a graph of single steps yet: use the engine torch for this model"
     )
 
@@ -241,7 +245,7 @@ def lower(model: SeqmixForCausalLM) -> Program:
     """The program of `model.step` for one sequence, with the weights as they are now, in float32.
 
     Raises:
-        InputError: a mixer for which no operations are known.
+        CannotLowerError: a mixer for which no operations are known.
     """
     build = _Builder()
     config = model.config

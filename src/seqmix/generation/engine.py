@@ -24,6 +24,10 @@ PIECE = 1024
 Logits = NDArray[np.float32]
 
 
+class CannotRunError(InputError):
+    """An engine that cannot run a model, or cannot run here; another one can."""
+
+
 class Engine(ABC):
     """Reads one sequence token by token.
 

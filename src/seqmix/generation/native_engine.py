@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqmix.errors import InputError
 from seqmix.export.int8 import to_int8
 from seqmix.export.lowering import lower
 from seqmix.export.program import (
@@ -36,7 +35,7 @@ from seqmix.export.program import (
     inputs_of,
 )
 from seqmix.export.program import Operation as ProgramOperation
-from seqmix.generation.engine import Engine, Logits
+from seqmix.generation.engine import CannotRunError, Engine, Logits
 from seqmix.generation.large_pages import empty_block
 from seqmix.generation.rings import pack_taps, ring_operation
 from seqmix.generation.states import StepStates, to_bfloat16
@@ -118,7 +117,8 @@ class NativeEngine(Engine):
     """Steps in compiled code on the CPU; prompts are read by torch.
 
     Raises:
-        InputError: the compiled kernels are not there.
+        CannotRunError: the compiled kernels are not there.
+        CannotLowerError: a mixer for which no operations are known.
     """
 
     name = "native"
@@ -132,7 +132,7 @@ class NativeEngine(Engine):
         ring_type: str = "f32",
     ) -> None:
         if library() is None:
-            raise InputError(f"the engine native cannot run: {why_missing()}, or choose the engine onnx or torch")
+            raise CannotRunError(f"the engine native cannot run: {why_missing()}, or choose the engine onnx or torch")
         super().__init__(model, weights)
         self.program = lower(self.model)
         self.threads = threads or torch.get_num_threads()
