@@ -1,8 +1,13 @@
 """The depthwise convolution on a GPU through Triton: values, and the gradients of input, past and weights.
 
-All groups of dilations go through one launch. The matrix unit is not used: each channel has a kernel of its own, so
-that there is no operand that several columns of a product could share but the times of one channel, and these stand
-`dim` apart in memory. The programs keep a window of inputs in registers instead (`triton_programs.py`).
+All groups of dilations that suit one size of program go through one launch. Inputs are kept in registers while a
+program slides along time (`triton_programs.py`), and the matrix unit is not used: every channel has a kernel of its
+own, so that a product could only be that of one channel's Toeplitz matrix, (R, R + K - 1), with columns that stand far
+apart in memory. Such a block form multiplies R + K - 1 times for each output instead of K, and has to turn all inputs
+in shared memory first; the multiply-adds of the direct form fill 70 % of its instructions for K = 32 as it is.
+
+The sizes of programs are fixed (`triton_sizes.py`; `benchmarks/gpu.py` tries others) and not tuned at run time: with
+them the order of the sums would change from run to run.
 
 The gradient of the weights is summed in two steps, without atomic additions: it is the same in every run.
 

@@ -86,7 +86,7 @@ def passes_of(kernel: int) -> tuple[int, int]:
     return -(-kernel // passes), passes
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache
 def table_of(
     borders: tuple[int, ...],
     dilations: tuple[int, ...],
@@ -97,7 +97,7 @@ def table_of(
 ) -> tuple[Tensor, int]:
     """The blocks of channels of the groups (of some of them), and what divides all their borders.
 
-    It is kept, so that a captured CUDA graph finds it where it was.
+    It is kept for good, so that a captured CUDA graph finds it where it was.
     """
     rows, offset = [], 0
     for index, dilation in enumerate(dilations):
