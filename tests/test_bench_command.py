@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqmix.bench import floors, kernels, llama_cpp, peers, train
+from seqmix.bench import floors, kernels, llama_cpp, peers, scaling, train
 from seqmix.bench.collect import Case, Watch, collect
 from seqmix.bench.contenders import build, parameters_of
 from seqmix.bench.decoders import EngineDecoder, GenerateDecoder
@@ -378,6 +378,14 @@ def test_peak_bytes_counts_what_is_held_at_once() -> None:
 def test_a_scaling_that_has_no_time_says_so() -> None:
     document = bench_scaling(Silent(), models=["pool"], contexts=[4, 8, 16], threads=1, rounds=1, budget_seconds=1e-9)
     assert [entry["what"] for entry in document["left_out"]] == ["pool at context 4"]
+
+
+def test_a_context_that_may_have_no_room_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is made once, for the longest context, does not count as growing.
+    monkeypatch.setattr(scaling, "available_bytes", lambda device: 10_000_000)
+    document = bench_scaling(Silent(), models=["dense"], contexts=[8, 64, 128, 1024], dim=16, threads=1, rounds=1)
+    assert document["left_out"] == [{"what": "dense at context 1024", "reason": "it may have no room"}]
+    assert list(document["rows"][0]["milliseconds"]) == ["8", "64", "128"]
 
 
 @given(

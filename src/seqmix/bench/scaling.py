@@ -63,13 +63,11 @@ def _memory(
 ) -> dict[int, dict[str, int]]:
     """Peak bytes by context and kind, from short to long, until one has no room or takes too long to be timed."""
     peaks: dict[int, dict[str, int]] = {}
-    before: tuple[int, int] | None = None
     for index, (context, work) in enumerate(works.items()):
         watch.show(index / (4 * len(works)), f"memory at {context}")
         what = f"{name} at context {context}"
         available = available_bytes(device)
-        # No mixer takes more than the square of the context.
-        if before is not None and available is not None and before[1] * (context / before[0]) ** 2 > available:
+        if available is not None and _at_most(peaks, context) > available:
             watch.leave_out(what, "it may have no room")
             break
         try:
@@ -87,8 +85,16 @@ def _memory(
             watch.leave_out(what, f"a turn takes {spent:.2g} s, too long for the time it has")
             del peaks[context]
             break
-        before = context, max(peaks[context].values())
     return peaks
+
+
+def _at_most(peaks: Mapping[int, Mapping[str, int]], context: int) -> float:
+    """The bytes that a mixer needs at most at a longer context: what grows does so with its square, if at that."""
+    if len(peaks) < 2:
+        return 0.0
+    first, *_, last = peaks
+    growth = (context / last) ** 2
+    return max(peaks[first][kind] + (peaks[last][kind] - peaks[first][kind]) * growth for kind in KINDS)
 
 
 def _measure(
