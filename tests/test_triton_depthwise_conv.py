@@ -19,7 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqmix.kernels.depthwise_conv import depthwise_conv_step, empty_state, group_channels, reference, unroll
+from seqmix.kernels.depthwise_conv import (
+    depthwise_conv,
+    depthwise_conv_step,
+    empty_state,
+    group_channels,
+    reference,
+    unroll,
+)
 from seqmix.kernels.depthwise_conv import triton as ours
 from seqmix.kernels.depthwise_conv.channels import Dilations
 from seqmix.kernels.depthwise_conv.triton_step import available as step_available
@@ -235,7 +242,25 @@ def test_compiled_as_one_graph() -> None:
         return ours.convolve(x, weight, None, dilations, None, None, placement, True) * 2
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, weight), run(x, weight))
+    results = []
+    for function in (run, compiled):
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        y = function(*leaves)
+        results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
+    torch.testing.assert_close(*results)
+
+
+@inside
+def test_by_its_name_with_any_order_of_dilations_pieces_and_documents() -> None:
+    x, weight, bias = torch.randn(2, 9, 4), torch.randn(4, 3), torch.randn(4)
+    ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [5] * 9])
+    whole, _ = depthwise_conv(x, weight, bias, dilation=[2, 1, 2, 1], document_ids=ids, implementation="reference")
+    state, pieces = None, []
+    for part in (slice(0, 5), slice(5, 9)):
+        options = {"dilation": [2, 1, 2, 1], "document_ids": ids[:, part], "implementation": "triton"}
+        y, state = depthwise_conv(x[:, part], weight, bias, state=state, **options)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
 
 
 POINTERS = {

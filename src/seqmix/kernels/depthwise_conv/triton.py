@@ -7,7 +7,7 @@ apart in memory. Such a block form multiplies R + K - 1 times for each output in
 in shared memory first; the multiply-adds of the direct form fill 70 % of its instructions for K = 32 as it is.
 
 The sizes of programs are fixed (`triton_sizes.py`; `benchmarks/gpu.py` tries others) and not tuned at run time: with
-them the order of the sums would change from run to run.
+them the order in which the gradient of the weights is summed would change from run to run.
 
 The gradient of the weights is summed in two steps, without atomic additions: it is the same in every run.
 
