@@ -293,7 +293,41 @@ void run_head(const SeqmixLinearAttention& call, int64_t row, int64_t head, int6
     copy_state(call, s, call.final_state + (row * call.heads + head) * size);
 }
 
+void end_row(
+    const SeqmixStateSpaceEnds& call, const float* x, const float* grad_y, const float* grad_u, int64_t place, float D) {
+    const float dt = call.dt[place];
+    float* grad_x = call.grad_x + place * call.width;
+    Vector through_u{}, through_y{};
+    int64_t i = 0;
+    for (; i + LANES <= call.width; i += LANES) {
+        const Vector own = load(x + i), u = load(grad_u + i), y = load(grad_y + i);
+        store(grad_x + i, dt * u + D * y);
+        through_u += u * own;
+        through_y += y * own;
+    }
+    if (const int left = int(call.width - i); left > 0) {
+        const Vector own = load_some(x + i, left), u = load_some(grad_u + i, left), y = load_some(grad_y + i, left);
+        store_some(grad_x + i, dt * u + D * y, left);
+        through_u += u * own;
+        through_y += y * own;
+    }
+    call.grad_dt[place] = sum_of(through_u);
+    call.grad_D[place] = sum_of(through_y);
+}
+
 }  // namespace
+
+EXPORT void KERNEL(seqmix_state_space_ends)(const SeqmixStateSpaceEnds* call) {
+    const int64_t rows = call->batch * call->time;
+#pragma omp parallel for schedule(static) num_threads(call->threads) if (call->threads > 1)
+    for (int64_t index = 0; index < rows; ++index)
+        for (int64_t head = 0; head < call->heads; ++head) {
+            const int64_t row = index / call->time, t = index % call->time, place = index * call->heads + head;
+            end_row(
+                *call, at(call->x, row, t, head), at(call->grad_y, row, t, head),
+                call->grad_written + place * call->width, place, call->D[head]);
+        }
+}
 
 EXPORT void KERNEL(seqmix_linear_attention)(const SeqmixLinearAttention* call) {
     const int64_t outputs = call->heads / call->sum, tasks = call->batch * outputs * call->parts;

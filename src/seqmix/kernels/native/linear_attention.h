@@ -39,3 +39,16 @@ struct SeqmixLinearAttention {
     const float* against_decay;
     float* grad_log;             // (batch, time, heads)
 };
+
+// What remains of Mamba-2's gradients once that of u = dt x is known, row by row of a head's width; all contiguous but
+// for the strides given.
+struct SeqmixStateSpaceEnds {
+    int64_t batch, time, heads, width, threads;
+    SeqmixHeads x, grad_y;
+    const float* grad_written;   // (batch, time, heads, width), the gradient of u
+    const float* dt;             // (batch, time, heads)
+    const float* D;              // (heads)
+    float* grad_x;               // (batch, time, heads, width) = dt grad_u + D grad_y
+    float* grad_dt;              // (batch, time, heads) = grad_u · x
+    float* grad_D;               // (batch, time, heads) = grad_y · x, to be summed
+};

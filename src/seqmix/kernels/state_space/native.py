@@ -50,6 +50,17 @@ class _Call(ctypes.Structure):
     ]
 
 
+class _Ends(ctypes.Structure):
+    """SeqmixStateSpaceEnds of native/linear_attention.h."""
+
+    _fields_ = [
+        *[(name, _Size) for name in ("batch", "time", "heads", "width", "threads")],
+        ("x", _Heads),
+        ("grad_y", _Heads),
+        *[(name, _Address) for name in ("grad_written", "dt", "D", "grad_x", "grad_dt", "grad_D")],
+    ]
+
+
 def is_available(x: Tensor) -> bool:
     """Whether the compiled kernel can take x; it computes in float32 on a CPU."""
     return is_built() and x.device.type == "cpu" and x.dtype != torch.float64
@@ -134,13 +145,14 @@ def _backward(
         sum_to=B.shape[2],
         against=Against(before, B, logs, grad_logs),
     )
+    grad_x, grad_dt, grad_D = _ends(x, grad_y, grad_written, dt, D)
     return (
-        torch.addcmul(dt[..., None] * grad_written, grad_y, D[:, None]),
-        torch.addcmul((grad_written * x).sum(-1), grad_logs, A),
+        grad_x,
+        grad_dt.addcmul_(grad_logs, A),
         (grad_logs * dt).sum((0, 1)),
         grad_B,
         grad_C,
-        (grad_y * x).sum((0, 1, 3)),
+        grad_D.sum((0, 1)),
         first * logs[:, 0].exp()[:, :, None, None],
     )
 
@@ -228,6 +240,19 @@ def attend(
         call.grad_log = against.grad_log.data_ptr()
     function("linear_attention")(ctypes.byref(call))
     return (output[0] if parts == 1 else output.sum(0)), after
+
+
+def _ends(x: Tensor, grad_y: Tensor, grad_written: Tensor, dt: Tensor, D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dt grad_u + D grad_y, grad_u · x, and grad_y · x for every position, from the gradient of u = dt x."""
+    grad_x = grad_written.new_empty(x.shape)
+    grad_dt, grad_D = dt.new_empty(dt.shape), dt.new_empty(dt.shape)
+    x, grad_y, dt, D = _last_contiguous(x), _last_contiguous(grad_y), dt.contiguous(), D.contiguous()
+    heads = x.shape[2]
+    read = (_heads(x, heads), _heads(grad_y, heads))
+    call = _Ends(*x.shape, torch.get_num_threads(), *read, *(t.data_ptr() for t in (grad_written, dt, D)))
+    call.grad_x, call.grad_dt, call.grad_D = grad_x.data_ptr(), grad_dt.data_ptr(), grad_D.data_ptr()
+    function("state_space_ends")(ctypes.byref(call))
+    return grad_x, grad_dt, grad_D
 
 
 def _heads(tensor: Tensor, heads: int) -> _Heads:
