@@ -33,12 +33,11 @@ class _Call(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "time", "dim", "kernel", "storage", "source")),
-        ("inputs", _Stream * 3),
+        ("inputs", _Stream * 2),
         ("sink", ctypes.c_int64),
         ("factors", _Stream * 3),
-        ("outputs", _Stream * 2),
-        ("grad_source", ctypes.c_int64),
-        ("grads", _Stream * 3),
+        ("outputs", _Stream * 3),
+        ("grad", _Stream),
         ("grad_weight", ctypes.c_void_p),
         ("grad_bias", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
@@ -57,11 +56,10 @@ class _Call(ctypes.Structure):
 
 
 class Source(IntEnum):
-    """How a value is made of up to three tensors a, b, c."""
+    """How a value is made of one or two tensors a, b."""
 
     PLAIN = 0  # a
     PRODUCT = 1  # a * b
-    SWIGLU = 2  # a * silu(b) * c
 
 
 class Sink(IntEnum):
@@ -70,8 +68,9 @@ class Sink(IntEnum):
     STORE = 0  # z
     TIMES = 1  # z * a
     TIMES_BOTH = 2  # z * a and z * b
-    GATE = 3  # z * silu(a) * b
-    GATE_GRADIENT = 4  # z * c * silu'(a) * b and z * c * silu(a)
+    TIMES_GRADIENT = 3  # z * a and a * b
+    GATE = 4  # z * silu(a) * b
+    GATE_GRADIENT = 5  # z * c * silu'(a) * b and z * c * silu(a) and c * silu(a) * b
 
 
 class Past(NamedTuple):
@@ -175,7 +174,7 @@ def run(
     bias = None if bias is None else bias.float().contiguous()
     call.sink = sink
     call.factors = _streams(factors, 3)
-    call.outputs = _streams(outputs, 2)
+    call.outputs = _streams(outputs, 3)
     call.weight, call.bias, call.turned = weight.data_ptr(), _address(bias), turned
     function("depthwise_conv")(ctypes.byref(call))
 
@@ -185,19 +184,17 @@ def run_weight_gradient(
     kernel: int,
     source: Source,
     inputs: Sequence[Tensor],
-    grad_source: Source,
-    grads: Sequence[Tensor],
+    grad: Tensor,
     *,
     with_bias: bool,
     past: Past = NOTHING,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of weight (dim, kernel) and bias (dim,), float32, from the values and the gradient of z."""
+    """The gradients of weight (dim, kernel) and bias (dim,), float32, from the values and `grad`, that of z."""
     call = _prepare(table, kernel, source, inputs, past)
     dim = inputs[0].shape[2]
     grad_weight = torch.empty(dim, kernel)
     grad_bias = torch.empty(dim) if with_bias else None
-    call.grad_source = grad_source
-    call.grads = _streams(grads, 3)
+    call.grad = _streams([grad], 1)[0]
     call.grad_weight, call.grad_bias = grad_weight.data_ptr(), _address(grad_bias)
     function("depthwise_conv_weight_gradient")(ctypes.byref(call))
     return grad_weight, grad_bias
@@ -220,7 +217,7 @@ def _prepare(table: Sequence[int], kernel: int, source: Source, inputs: Sequence
     """A call with everything but weights and results. It holds addresses: the tensors must outlive it."""
     x = inputs[0]
     groups = (ctypes.c_int64 * len(table))(*table)
-    call = _Call(*x.shape, kernel, STORAGE[x.dtype], source, _streams(inputs, 3))
+    call = _Call(*x.shape, kernel, STORAGE[x.dtype], source, _streams(inputs, 2))
     call.groups, call.num_groups = ctypes.addressof(groups), len(table) // _FIELDS_OF_GROUP
     call.runs, call.past, call.position = _address(past.runs), _address(past.past), _address(past.position)
     call.past_size = 0 if past.past is None else past.past.shape[1]
@@ -285,9 +282,9 @@ def _weight_gradient(
     table: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     before = Past(past, position, runs)
-    grads = [rows(grad.to(x.dtype))]
+    grad = rows(grad.to(x.dtype))
     grad_weight, grad_bias = run_weight_gradient(
-        table, kernel, Source.PLAIN, [rows(x)], Source.PLAIN, grads, with_bias=True, past=before
+        table, kernel, Source.PLAIN, [rows(x)], grad, with_bias=True, past=before
     )
     assert grad_bias is not None
     return grad_weight, grad_bias

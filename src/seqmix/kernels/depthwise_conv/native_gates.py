@@ -60,12 +60,23 @@ def _gated_backward(
     grad_projected = torch.empty(projected.shape, dtype=projected.dtype)
     grad_in, grad_out, grad_value = grad_projected.chunk(3, dim=2)
     before = Past(past, position, runs)
-    run(table, weight, Source.PRODUCT, [gate_in, value], Sink.TIMES, [grad], [grad_out], bias=bias, past=before)
+    through = torch.empty_like(grad)
+    run(
+        table,
+        weight,
+        Source.PRODUCT,
+        [gate_in, value],
+        Sink.TIMES_GRADIENT,
+        [grad, gate_out],
+        [grad_out, through],
+        bias=bias,
+        past=before,
+    )
     run(
         turn(table),
         weight,
-        Source.PRODUCT,
-        [grad, gate_out],
+        Source.PLAIN,
+        [through],
         Sink.TIMES_BOTH,
         [value, gate_in],
         [grad_in, grad_value],
@@ -73,14 +84,7 @@ def _gated_backward(
         turned=True,
     )
     grad_weight, grad_bias = run_weight_gradient(
-        table,
-        weight.shape[1],
-        Source.PRODUCT,
-        [gate_in, value],
-        Source.PRODUCT,
-        [grad, gate_out],
-        with_bias=True,
-        past=before,
+        table, weight.shape[1], Source.PRODUCT, [gate_in, value], through, with_bias=True, past=before
     )
     assert grad_bias is not None
     return grad_projected, grad_weight, grad_bias
@@ -133,6 +137,7 @@ def _swiglu_backward(
     grad_x = torch.empty(x.shape, dtype=x.dtype)
     grad_gates = torch.empty(gates.shape, dtype=gates.dtype)
     before = Past(past, position, runs)
+    through = torch.empty(x.shape, dtype=x.dtype)
     run(
         table,
         weight,
@@ -140,14 +145,13 @@ def _swiglu_backward(
         [x],
         Sink.GATE_GRADIENT,
         [first, second, grad],
-        grad_gates.chunk(2, dim=2),
+        [*grad_gates.chunk(2, dim=2), through],
         bias=bias,
         past=before,
     )
-    through = [grad, first, second]
-    run(turn(table), weight, Source.SWIGLU, through, Sink.STORE, [], [grad_x], past=Past(runs=runs), turned=True)
+    run(turn(table), weight, Source.PLAIN, [through], Sink.STORE, [], [grad_x], past=Past(runs=runs), turned=True)
     grad_weight, grad_bias = run_weight_gradient(
-        table, weight.shape[1], Source.PLAIN, [x], Source.SWIGLU, through, with_bias=True, past=before
+        table, weight.shape[1], Source.PLAIN, [x], through, with_bias=True, past=before
     )
     assert grad_bias is not None
     return grad_x, grad_gates, grad_weight, grad_bias

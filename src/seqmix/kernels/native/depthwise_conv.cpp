@@ -134,14 +134,12 @@ void read_values(int64_t source, const SeqmixStream* in, int64_t row, int64_t t,
                  int64_t channel, int64_t channels, float* values) {
     const Number* a = at<Number>(in[0], row, t, channel);
     const Number* b = source == SEQMIX_PLAIN ? a : at<Number>(in[1], row, t, channel);
-    const Number* c = source == SEQMIX_SWIGLU ? at<Number>(in[2], row, t, channel) : a;
-    const int64_t a_step = in[0].time_stride * step, b_step = in[1].time_stride * step,
-                  c_step = in[2].time_stride * step;
+    const int64_t a_step = in[0].time_stride * step;
+    const int64_t b_step = source == SEQMIX_PLAIN ? 0 : in[1].time_stride * step;
     const auto each_row = [&](const auto& value) {
-        for (int64_t i = 0; i < count; ++i, values += BLOCK, a += a_step, b += b_step, c += c_step) {
+        for (int64_t i = 0; i < count; ++i, values += BLOCK, a += a_step, b += b_step) {
             __builtin_prefetch(a + AHEAD, 0, 2);
             if (source != SEQMIX_PLAIN) __builtin_prefetch(b + AHEAD, 0, 2);
-            if (source == SEQMIX_SWIGLU) __builtin_prefetch(c + AHEAD, 0, 2);
             value();
         }
     };
@@ -153,16 +151,9 @@ void read_values(int64_t source, const SeqmixStream* in, int64_t row, int64_t t,
         });
     else if (source == SEQMIX_PLAIN)
         each_row([&] { for_each_vector(channels, [&](auto lanes, int v) { store(values + v, lanes.read(a + v)); }); });
-    else if (source == SEQMIX_PRODUCT)
-        each_row([&] {
-            for_each_vector(channels, [&](auto lanes, int v) { store(values + v, lanes.read(a + v) * lanes.read(b + v)); });
-        });
     else
         each_row([&] {
-            for_each_vector(channels, [&](auto lanes, int v) {
-                const Vector gate = lanes.read(b + v);
-                store(values + v, lanes.read(a + v) * gate * sigmoid(gate) * lanes.read(c + v));
-            });
+            for_each_vector(channels, [&](auto lanes, int v) { store(values + v, lanes.read(a + v) * lanes.read(b + v)); });
         });
 }
 
@@ -197,30 +188,32 @@ void pack_sources(const SeqmixConv& conv, const Tile& tile, int64_t channel, int
 }
 
 // How many tensors each sink reads and writes.
-constexpr int FACTORS[] = {0, 1, 2, 2, 3};
-constexpr int RESULTS[] = {1, 1, 2, 1, 2};
+constexpr int FACTORS[] = {0, 1, 2, 2, 2, 3};
+constexpr int RESULTS[] = {1, 1, 2, 2, 1, 3};
 
 // Writes z of `count` positions, `step` apart, as the sink says.
 template <typename Number>
 void write_results(const SeqmixConv& conv, int64_t row, int64_t t, int64_t step, int64_t count, int64_t channel,
                    int64_t channels, const float* z) {
-    Number* first = to<Number>(conv.out[0], row, t, channel);
-    Number* second = RESULTS[conv.sink] > 1 ? to<Number>(conv.out[1], row, t, channel) : first;
-    const Number* factors[3] = {};
-    for (int f = 0; f < FACTORS[conv.sink]; ++f) factors[f] = at<Number>(conv.with[f], row, t, channel);
-    const Number *a = factors[0], *b = factors[1], *c = factors[2];
-    const int64_t a_step = conv.with[0].time_stride * step, b_step = conv.with[1].time_stride * step,
-                  c_step = conv.with[2].time_stride * step;
-    const int64_t first_step = conv.out[0].time_stride * step, second_step = conv.out[1].time_stride * step;
+    const int factors = FACTORS[conv.sink], results = RESULTS[conv.sink];
+    const Number* with[3] = {};
+    Number* out[3] = {};
+    int64_t with_step[3] = {}, out_step[3] = {};
+    for (int f = 0; f < factors; ++f) {
+        with[f] = at<Number>(conv.with[f], row, t, channel);
+        with_step[f] = conv.with[f].time_stride * step;
+    }
+    for (int r = 0; r < results; ++r) {
+        out[r] = to<Number>(conv.out[r], row, t, channel);
+        out_step[r] = conv.out[r].time_stride * step;
+    }
     const auto each_row = [&](const auto& write) {
-        for (int64_t i = 0; i < count; ++i, z += BLOCK, first += first_step, second += second_step, a += a_step,
-                     b += b_step, c += c_step) {
-            __builtin_prefetch(first + AHEAD, 1, 2);
-            if (RESULTS[conv.sink] > 1) __builtin_prefetch(second + AHEAD, 1, 2);
-            if (FACTORS[conv.sink] > 0) __builtin_prefetch(a + AHEAD, 0, 2);
-            if (FACTORS[conv.sink] > 1) __builtin_prefetch(b + AHEAD, 0, 2);
-            if (FACTORS[conv.sink] > 2) __builtin_prefetch(c + AHEAD, 0, 2);
+        for (int64_t i = 0; i < count; ++i, z += BLOCK) {
+            for (int r = 0; r < results; ++r) __builtin_prefetch(out[r] + AHEAD, 1, 2);
+            for (int f = 0; f < factors; ++f) __builtin_prefetch(with[f] + AHEAD, 0, 2);
             write();
+            for (int r = 0; r < results; ++r) out[r] += out_step[r];
+            for (int f = 0; f < factors; ++f) with[f] += with_step[f];
         }
     };
     const auto each_vector = [&](const auto& write) {
@@ -231,34 +224,43 @@ void write_results(const SeqmixConv& conv, int64_t row, int64_t t, int64_t step,
             if (channels == BLOCK)
                 each_row([&] {
 #pragma GCC unroll 4
-                    for (int v = 0; v < BLOCK; v += LANES) store(first + v, load(z + v));
+                    for (int v = 0; v < BLOCK; v += LANES) store(out[0] + v, load(z + v));
                 });
             else
-                each_vector([&](auto lanes, int v) { lanes.write(first + v, load(z + v)); });
+                each_vector([&](auto lanes, int v) { lanes.write(out[0] + v, load(z + v)); });
             break;
         case SEQMIX_TIMES:
-            each_vector([&](auto lanes, int v) { lanes.write(first + v, load(z + v) * lanes.read(a + v)); });
+            each_vector([&](auto lanes, int v) { lanes.write(out[0] + v, load(z + v) * lanes.read(with[0] + v)); });
             break;
         case SEQMIX_TIMES_BOTH:
             each_vector([&](auto lanes, int v) {
-                const Vector by_a = load(z + v) * lanes.read(a + v), by_b = load(z + v) * lanes.read(b + v);
-                lanes.write(first + v, by_a);
-                lanes.write(second + v, by_b);
+                const Vector first = load(z + v) * lanes.read(with[0] + v);
+                const Vector second = load(z + v) * lanes.read(with[1] + v);
+                lanes.write(out[0] + v, first);
+                lanes.write(out[1] + v, second);
+            });
+            break;
+        case SEQMIX_TIMES_GRADIENT:
+            each_vector([&](auto lanes, int v) {
+                const Vector grad = lanes.read(with[0] + v), through = grad * lanes.read(with[1] + v);
+                lanes.write(out[0] + v, load(z + v) * grad);
+                lanes.write(out[1] + v, through);
             });
             break;
         case SEQMIX_GATE:
             each_vector([&](auto lanes, int v) {
-                const Vector gate = lanes.read(a + v);
-                lanes.write(first + v, load(z + v) * gate * sigmoid(gate) * lanes.read(b + v));
+                const Vector gate = lanes.read(with[0] + v);
+                lanes.write(out[0] + v, load(z + v) * gate * sigmoid(gate) * lanes.read(with[1] + v));
             });
             break;
         case SEQMIX_GATE_GRADIENT:
             each_vector([&](auto lanes, int v) {
-                const Vector gate = lanes.read(a + v), s = sigmoid(gate), g = load(z + v) * lanes.read(c + v);
+                const Vector gate = lanes.read(with[0] + v), s = sigmoid(gate), value = lanes.read(with[1] + v);
+                const Vector grad = lanes.read(with[2] + v), g = load(z + v) * grad;
                 const Vector slope = s * (broadcast(1.0f) + gate * (broadcast(1.0f) - s));
-                const Vector by_gate = g * slope * lanes.read(b + v), by_value = g * gate * s;
-                lanes.write(first + v, by_gate);
-                lanes.write(second + v, by_value);
+                lanes.write(out[0] + v, g * slope * value);
+                lanes.write(out[1] + v, g * gate * s);
+                lanes.write(out[2] + v, grad * gate * s * value);
             });
             break;
     }
@@ -358,7 +360,7 @@ void weight_gradient(const SeqmixConv& conv) {
                         const int64_t channels = std::min<int64_t>(BLOCK, tile.group.last - channel);
                         float* total = totals[thread].block(conv, pieces[p].group, channel);
                         pack_sources<Number>(conv, tile, channel, channels, values.data());
-                        read_values<Number>(conv.grad_source, conv.grad, tile.run.row, tile.t, tile.group.dilation,
+                        read_values<Number>(SEQMIX_PLAIN, &conv.grad, tile.run.row, tile.t, tile.group.dilation,
                                             tile.outputs, channel, channels, grads);
                         set_zero(grads + tile.outputs * BLOCK, GRADIENTS);
                         set_zero(values.data() + tile.sources() * BLOCK, GRADIENTS);

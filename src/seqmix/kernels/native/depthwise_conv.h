@@ -4,22 +4,31 @@
 //
 // over the sources inside the run of t. A causal convolution has offset -(K - 1) * dilation, its input gradient
 // offset 0 with the kernel turned round, a centred one -floor((K - 1) * dilation / 2). Gates are computed on the
-// way: value from up to three tensors, the results from z and up to three tensors.
+// way: value from up to two tensors, the results from z and up to three tensors.
 #pragma once
 
 #include <cstdint>
 
 enum SeqmixStorage { SEQMIX_FLOAT32 = 0, SEQMIX_BFLOAT16 = 1 };
 
-// value = in[0]; in[0] * in[1]; in[0] * silu(in[1]) * in[2]
-enum SeqmixConvSource { SEQMIX_PLAIN = 0, SEQMIX_PRODUCT = 1, SEQMIX_SWIGLU = 2 };
+// value = in[0]; in[0] * in[1]
+enum SeqmixConvSource { SEQMIX_PLAIN = 0, SEQMIX_PRODUCT = 1 };
 
 // out[0] = z
 // out[0] = z * with[0]
 // out[0] = z * with[0], out[1] = z * with[1]
+// out[0] = z * with[0], out[1] = with[0] * with[1]
 // out[0] = z * silu(with[0]) * with[1]
-// out[0] = z * with[2] * silu'(with[0]) * with[1], out[1] = z * with[2] * silu(with[0])
-enum SeqmixConvSink { SEQMIX_STORE = 0, SEQMIX_TIMES = 1, SEQMIX_TIMES_BOTH = 2, SEQMIX_GATE = 3, SEQMIX_GATE_GRADIENT = 4 };
+// out[0] = z * with[2] * silu'(with[0]) * with[1], out[1] = z * with[2] * silu(with[0]),
+//     out[2] = with[2] * silu(with[0]) * with[1]
+enum SeqmixConvSink {
+    SEQMIX_STORE = 0,
+    SEQMIX_TIMES = 1,
+    SEQMIX_TIMES_BOTH = 2,
+    SEQMIX_TIMES_GRADIENT = 3,
+    SEQMIX_GATE = 4,
+    SEQMIX_GATE_GRADIENT = 5
+};
 
 // A (batch, time, dim) tensor with contiguous channels.
 struct SeqmixStream {
@@ -37,12 +46,10 @@ struct SeqmixConv {
     int64_t batch, time, dim, kernel;
     int64_t storage;  // of all streams and of past
     int64_t source;
-    SeqmixStream in[3];
+    SeqmixStream in[2];
     int64_t sink;
-    SeqmixStream with[3], out[2];
-    // Of the weight gradient: the gradient of z, computed as a source is.
-    int64_t grad_source;
-    SeqmixStream grad[3];
+    SeqmixStream with[3], out[3];
+    SeqmixStream grad;   // of the weight gradient: the gradient of z
     float* grad_weight;  // (dim, kernel)
     float* grad_bias;    // (dim), or null
     const float* weight;  // (dim, kernel)
