@@ -1,22 +1,40 @@
-"""Tensors that are cheap to compute again, so that they need not be held until the backward pass."""
+"""Tensors that are cheap to compute again, so that they need not be held until the backward pass.
+
+    with recomputing():
+        inner = norm(x)
+        offer(inner, partial(norm, x.detach()))
+        y = linear(inner)
+
+Whoever opens the block decides whether what is offered inside is computed again; outside of one an offer does nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+_BLOCKS = threading.local()
+
 
 class _Again:
     """Gives one tensor to all of its readers in a backward pass: the first has it computed, the last lets it go."""
 
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
+    def __init__(self, tensor: Tensor, compute: Callable[[], Tensor]) -> None:
+        # While it lives, no other tensor has its memory.
+        self._tensor = weakref.ref(tensor)
+        self._dtype = tensor.dtype
         self._compute = compute
         self._readers = self._served = 0
         self._held: Tensor | None = None
+
+    def is_in(self, saved: Tensor) -> bool:
+        return self._tensor() is not None and saved.dtype == self._dtype
 
     def add_reader(self) -> None:
         self._readers += 1
@@ -32,26 +50,43 @@ class _Again:
         return held
 
 
-def recomputed(tensor: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManager[Any]:
-    """Operations inside that keep `tensor`, or a view of it, for their backward have it computed again instead.
-
-    Args:
-        tensor: contiguous.
-        compute: gives the same numbers in the same layout; it is called without gradients during the backward pass
-            and must not hold the tensor.
+@contextmanager
+def recomputing() -> Iterator[None]:
+    """What is offered inside, and kept there for a backward pass, is computed again instead.
 
     Other hooks on saved tensors, such as those of activation checkpointing, do not see what is kept inside.
     """
-    storage, kept = tensor.untyped_storage().data_ptr(), _Again(compute)
+    offers: dict[int, _Again] = {}
 
     def pack(saved: Tensor) -> Any:
-        if saved.untyped_storage().data_ptr() != storage or saved.dtype != tensor_type:
+        again = offers.get(saved.untyped_storage().data_ptr())
+        if again is None or not again.is_in(saved):
             return saved
-        kept.add_reader()
-        return saved.shape, saved.stride(), saved.storage_offset()
+        again.add_reader()
+        return again, saved.shape, saved.stride(), saved.storage_offset()
 
     def unpack(packed: Any) -> Tensor:
-        return packed if isinstance(packed, Tensor) else kept.read().as_strided(*packed)
+        return packed if isinstance(packed, Tensor) else packed[0].read().as_strided(*packed[1:])
 
-    tensor_type = tensor.dtype
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+    before = getattr(_BLOCKS, "offers", None)
+    _BLOCKS.offers = offers
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield
+    finally:
+        _BLOCKS.offers = before
+
+
+def offer(tensor: Tensor, compute: Callable[[], Tensor]) -> None:
+    """Says how a contiguous tensor can be computed again, for its readers that follow.
+
+    Args:
+        compute: gives the same numbers in the same layout; it is called without gradients during the backward pass
+            and must not hold the tensor.
+    """
+    # A compiler decides for itself what it keeps.
+    if torch.compiler.is_compiling():
+        return
+    offers = getattr(_BLOCKS, "offers", None)
+    if offers is not None and tensor.is_contiguous():
+        offers[tensor.untyped_storage().data_ptr()] = _Again(tensor, compute)

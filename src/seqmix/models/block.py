@@ -8,10 +8,9 @@ Shapes: B batch, T time, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from seqmix.cost import Cost, linear_flops
 from seqmix.kernels.gate import swiglu
 from seqmix.kernels.norm import add_norm
-from seqmix.kernels.recompute import recomputed
+from seqmix.kernels.recompute import offer, recomputing
 from seqmix.mixer import Mixed, State
 from seqmix.mixers import create_mixer
 from seqmix.models.config import SeqmixConfig
@@ -63,14 +62,6 @@ class Pending(NamedTuple):
     state: State | None
 
 
-def _freed(tensor: Tensor, compute: Callable[[], Tensor], *, when: bool) -> AbstractContextManager[Any]:
-    """Around the readers of a tensor that the backward pass may compute again instead of keeping it."""
-    # A compiler decides for itself what it keeps.
-    if not when or not torch.is_grad_enabled() or torch.compiler.is_compiling() or not tensor.is_contiguous():
-        return nullcontext()
-    return recomputed(tensor, compute)
-
-
 class FeedForward(nn.Module):
     """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), each position by itself."""
 
@@ -80,12 +71,11 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(dim, width, bias=False)
         self.down_proj = nn.Linear(width, dim, bias=False)
 
-    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
-        """With `recompute` the backward pass forms the product before down once more instead of keeping it."""
+    def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
         product = swiglu(gate, up)
-        with _freed(product, partial(swiglu, gate.detach(), up.detach()), when=recompute):
-            return self.down_proj(product)
+        offer(product, partial(swiglu, gate.detach(), up.detach()))
+        return self.down_proj(product)
 
     def cost(self, positions: int) -> Cost:
         dim, width = self.gate_proj.in_features, self.gate_proj.out_features
@@ -120,24 +110,29 @@ class Block(GradientCheckpointingLayer):
     ) -> Pending:
         """As the mixer's forward on x (batch, time, dim), or on x + branch."""
         # Checkpointing keeps nothing of a block, and must see what is kept inside.
-        recompute = self.training and not self.gradient_checkpointing
-        if not self.is_pre_norm:
+        is_kept = not self.training or self.gradient_checkpointing or torch.compiler.is_compiling()
+        with nullcontext() if is_kept or not torch.is_grad_enabled() else recomputing():
+            if self.is_pre_norm:
+                return self._forward_pre(x, state, document_ids, capacity, branch)
             assert branch is None
             y, after = self.mixer(x, state, document_ids=document_ids, capacity=capacity)
             x = self.mixer_norm.with_residual(x, y)[1]
             if self.feed_forward is not None:
-                y = self.feed_forward(x, recompute=recompute)
-                x = self._feed_forward_norm().with_residual(x, y)[1]
+                x = self._feed_forward_norm().with_residual(x, self.feed_forward(x))[1]
             return Pending(x, None, after)
+
+    def _forward_pre(
+        self, x: Tensor, state: State | None, document_ids: Tensor | None, capacity: int | None, branch: Tensor | None
+    ) -> Pending:
         x, inner = self.mixer_norm.with_residual(x, branch)
-        with _freed(inner, partial(self.mixer_norm, x.detach()), when=recompute):
-            y, after = self.mixer(inner, state, document_ids=document_ids, capacity=capacity)
+        offer(inner, partial(self.mixer_norm, x.detach()))
+        y, after = self.mixer(inner, state, document_ids=document_ids, capacity=capacity)
         if self.feed_forward is None:
             return Pending(x, y, after)
         norm = self._feed_forward_norm()
         x, inner = norm.with_residual(x, y)
-        with _freed(inner, partial(norm, x.detach()), when=recompute):
-            return Pending(x, self.feed_forward(inner, recompute=recompute), after)
+        offer(inner, partial(norm, x.detach()))
+        return Pending(x, self.feed_forward(inner), after)
 
     def step(self, x: Tensor, state: State) -> Mixed:
         """As the mixer's step, x (batch, dim)."""
