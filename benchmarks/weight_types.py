@@ -3,7 +3,7 @@
     python benchmarks/weight_types.py RUN --data python-stdlib [--tokens 4096] [--threads 1] [--json]
 
 RUN is the folder of a finished run. Every engine reads the same text token by token; the difference is to torch with
-float32 weights, and the engine onnx also rounds activations with int8.
+float32 weights, and the engine onnx also rounds activations with int8. `rings` is how the past of convolutions is held.
 """
 
 from __future__ import annotations
@@ -41,40 +41,44 @@ def main() -> int:
     store = load_corpus(given.data, tokenizer=spec).valid
     rows: list[dict[str, Any]] = []
     with with_threads(given.threads):
-        for weights in WEIGHT_TYPES:
-            for name in ENGINES:
-                try:
-                    engine = create_engine(name, model, weights=weights, threads=given.threads)
-                except InputError as error:
-                    print(f"{name} with {weights}: {error}", file=sys.stderr)
-                    continue
-                loss = measure_loss(engine, store, given.tokens)
-                rows.append(
-                    {
-                        "engine": name,
-                        "weights": weights,
-                        "bits_per_byte": loss.bits_per_byte,
-                        "difference": loss.bits_per_byte - (rows[0]["bits_per_byte"] if rows else loss.bits_per_byte),
-                        "tokens_per_second": loss.tokens_per_second,
-                        "weight_bytes": BYTES_OF[weights] * model.num_parameters(),
-                    }
-                )
+        cases = [(name, weights, "f32") for weights in WEIGHT_TYPES for name in ENGINES]
+        cases += [(name, "f32", "bf16") for name in ENGINES if name != "torch"]
+        for name, weights, rings in cases:
+            try:
+                engine = create_engine(name, model, weights=weights, threads=given.threads, rings=rings)
+            except InputError as error:
+                print(f"{name} with {weights}: {error}", file=sys.stderr)
+                continue
+            loss = measure_loss(engine, store, given.tokens)
+            rows.append(
+                {
+                    "engine": name,
+                    "weights": weights,
+                    "rings": rings,
+                    "bits_per_byte": loss.bits_per_byte,
+                    "difference": loss.bits_per_byte - (rows[0]["bits_per_byte"] if rows else loss.bits_per_byte),
+                    "tokens_per_second": loss.tokens_per_second,
+                    "weight_bytes": BYTES_OF[weights] * model.num_parameters(),
+                    "state_bytes": engine.state_bytes,
+                }
+            )
     if given.json:
         print(json.dumps({"environment": environment(), "tokens": given.tokens, "rows": rows}, indent=2))
         return 0
     print_table(
-        ["engine", "weights", "bits per byte", "more than float32", "tokens/s"],
+        ["engine", "weights", "rings", "bits per byte", "more than float32", "tokens/s"],
         [
             (
                 row["engine"],
                 row["weights"],
+                row["rings"],
                 f"{row['bits_per_byte']:.5f}",
                 f"{row['difference']:+.5f}",
                 f"{row['tokens_per_second']:,.0f}",
             )
             for row in rows
         ],
-        left=["weights"],
+        left=["weights", "rings"],
     )
     return 0
 

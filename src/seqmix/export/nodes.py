@@ -258,27 +258,34 @@ def _(operation: LSTMCell, graph: GraphBuilder) -> None:
 @emit.register
 def _(operation: StateSpace, graph: GraphBuilder) -> None:
     heads, width, size = operation.hidden.shape
-    groups = operation.groups
-    inner = heads * width
     dt = graph.add("Softplus", [graph.add("Add", [graph.of(operation.dt), graph.constant(operation.dt_bias, "dt")])])
     if operation.dt_limit is not None:
         low, high = (graph.constant(np.array(limit, np.float32), "limit") for limit in operation.dt_limit)
         dt = graph.add("Clip", [dt, low, high])
-    decay = graph.add("Exp", [graph.add("Mul", [dt, graph.constant(operation.A, "A")])])
-    x = graph.reshape(graph.of(operation.x), heads, width)
-    strength = graph.add("Mul", [graph.reshape(dt, heads, 1), x])
-    shape = (groups, inner // groups, 1)
-    B = graph.reshape(graph.of(operation.B), groups, 1, size)
-    written = graph.add("Mul", [graph.reshape(strength, *shape), B])
-    decays = graph.reshape(decay, heads, 1, 1)
-    if groups > 1 or width > 1:
-        written = graph.reshape(written, heads, width, size)
-    before = graph.state_input(operation.hidden.name, [heads, width, size])
-    after = graph.add("Add", [graph.add("Mul", [before, decays]), written], f"{operation.hidden.name}.new")
-    graph.state_output(after, [heads, width, size])
-    C = graph.reshape(graph.of(operation.C), groups, size, 1)
-    read = graph.add("MatMul", [graph.reshape(after, groups, inner // groups, size), C])
-    skip = graph.add("Mul", [x, graph.constant(operation.D[:, None], "D")])
-    y = graph.add("Add", [graph.reshape(read, heads, width), skip])
-    flat = graph.constant(np.array([1, inner], np.int64), "shape")
-    graph.add("Reshape", [y, flat], operation.out.vector)
+    dt_H11 = graph.reshape(dt, heads, 1, 1)
+    A_H11, D_H11 = (graph.constant(values[:, None, None], "head") for values in (operation.A, operation.D))
+    x_HP1 = graph.reshape(graph.of(operation.x), heads, width, 1)
+    B, C = graph.of(operation.B), graph.of(operation.C)
+    if operation.groups == 1:
+        C = graph.reshape(C, size, 1)
+    else:
+        of_heads = np.arange(heads) // (heads // operation.groups)
+        B = graph.add(
+            "Gather", [graph.reshape(B, operation.groups, 1, size), graph.constant(of_heads, "groups")], axis=0
+        )
+        C = graph.add(
+            "Gather", [graph.reshape(C, operation.groups, size, 1), graph.constant(of_heads, "groups")], axis=0
+        )
+    written = graph.add("Mul", [graph.add("Mul", [dt_H11, x_HP1]), B])
+    decayed = graph.add(
+        "Mul",
+        [
+            graph.state_input(operation.hidden.name, [heads, width, size]),
+            graph.add("Exp", [graph.add("Mul", [dt_H11, A_H11])]),
+        ],
+    )
+    after = graph.state_output(f"{operation.hidden.name}.new", [heads, width, size])
+    graph.add("Add", [decayed, written], after)
+    y_HP1 = graph.add("Add", [graph.add("MatMul", [after, C]), graph.add("Mul", [x_HP1, D_H11])])
+    flat = graph.constant(np.array([1, heads * width], np.int64), "shape")
+    graph.add("Reshape", [y_HP1, flat], operation.out.vector)
