@@ -80,6 +80,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "layers_block_type": ["mamba"] * 3 + ["hybrid"] + ["mamba"] * 4,
     },
     "lfm2": {**ATTENTION, "num_hidden_layers": 8, "layer_types": (["conv"] * 3 + ["full_attention"]) * 2},
+    "recurrent_gemma": {
+        **ATTENTION,
+        "num_hidden_layers": 6,
+        "head_dim": 64,
+        "lru_width": 384,
+        "attention_window_size": 256,
+        "block_types": ["recurrent", "recurrent", "attention"],
+    },
     "qwen3_next": {
         **ATTENTION,
         "num_hidden_layers": 4,
@@ -99,7 +107,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 COMMON = {"vocab_size": 4096, "hidden_size": 384, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 TIME = 1024
 GENERATED = 32
-SLOW_TO_TRAIN = {"mamba", "falcon_mamba", "jamba", "zamba"}
+SLOW_TO_TRAIN = {"mamba", "falcon_mamba", "jamba", "recurrent_gemma", "zamba"}
 """transformers' own training of these takes a time that grows with the square of the length: minutes a step at 1024."""
 SHORT_TIME = 128
 

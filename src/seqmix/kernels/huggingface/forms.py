@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from seqmix.kernels import causal_conv1d, recurrent_steps
 from seqmix.kernels.documents import place_piece
+from seqmix.kernels.linear_recurrence import linear_recurrence
 from seqmix.kernels.selective_scan import selective_scan, selective_step
 from seqmix.kernels.state_space import state_space_scan, state_space_step
 
@@ -215,6 +216,27 @@ def mamba2_selective_state_update(
     return y if z is None else y * F.silu(z)
 
 
+def rnn_scan(original: Function) -> Function:
+    """The recurrence of Griffin's RG-LRU, a method: hidden_states and recurrent_gate (batch, time, channels)."""
+
+    @functools.wraps(original)
+    def chosen(
+        self: Any,
+        hidden_states: Tensor,
+        recurrent_gate: Tensor,
+        reset: Tensor,
+        recurrent_states: Tensor | None,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        alone = hidden_states.shape[1] == 1 or hidden_states.device.type != "cpu" or torch.compiler.is_exporting()
+        if alone or rest or kwargs:
+            return original(self, hidden_states, recurrent_gate, reset, recurrent_states, *rest, **kwargs)
+        return linear_recurrence(recurrent_gate * ~reset, hidden_states, state=recurrent_states)
+
+    return chosen
+
+
 @_on_cpu
 def without_warning(original: Function, first: Tensor, *args: Any, **kwargs: Any) -> Any:
     """transformers' own form in plain torch, which is what runs anyway, without the advice to install a package.
@@ -252,9 +274,14 @@ FORMS: dict[str, tuple[Callable[[Function], Function], tuple[str, ...]]] = {
         mamba2_selective_state_update,
         ("state", "hidden_states", "dt", "A", "B", "C", "D", "dt_bias", "dt_softplus", "z"),
     ),
+    "RecurrentGemmaRglru._rnn_scan": (
+        rnn_scan,
+        ("self", "hidden_states", "recurrent_gate", "reset", "recurrent_states", "acc_dtype"),
+    ),
     "torch_chunk_gated_delta_rule": (without_warning, ("query", "key", "value")),
     "torch_recurrent_gated_delta_rule": (without_warning, ("query", "key", "value")),
     "chunk_kimi_delta_attention": (without_warning, ("query", "key", "value")),
     "recurrent_kimi_delta_attention": (without_warning, ("query", "key", "value")),
 }
-"""By the name in transformers: our form, and the parameters that the original must begin with."""
+"""By the name in transformers, of a function or of a class and its method: our form, and the parameters that the
+original must begin with."""

@@ -34,7 +34,7 @@ _OURS: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 
 
 class _Replaced(NamedTuple):
-    owner: ModuleType
+    owner: ModuleType | type
     name: str
     original: Callable[..., Any]
     ours: Callable[..., Any]
@@ -75,10 +75,10 @@ def patch_transformers(model_types: Iterable[str] | None = None) -> Transformers
     """Runs the convolutions and scans of transformers' models on our kernels, for tensors on a CPU.
 
     Serves Mamba, Mamba-2, FalconMamba, FalconH1, Jamba, Bamba, Zamba, Zamba2, GraniteMoeHybrid, NemotronH and LFM2
-    whole, and the convolutions of the models with a gated delta rule (Qwen3-Next, OLMo-hybrid, Kimi-Linear, ...):
-    whichever the installed transformers has. Outputs and gradients are the same up to rounding, packed documents
-    (`seq_idx`) work where the scan is Mamba-2's, and no message says that a slow path is taken. Models made before and
-    after are served.
+    whole, RecurrentGemma's recurrence, and the convolutions of the models with a gated delta rule (Qwen3-Next,
+    OLMo-hybrid, Kimi-Linear, ...): whichever the installed transformers has. Outputs and gradients are the same up to
+    rounding, packed documents (`seq_idx`) work where the scan is Mamba-2's, and no message says that a slow path is
+    taken. Models made before and after are served.
 
         with patch_transformers() as patch:
             model.generate(...)
@@ -112,7 +112,7 @@ def patch_transformers(model_types: Iterable[str] | None = None) -> Transformers
     for model_type, reason in NOT_SERVED.items():
         if model_types is None and importlib.util.find_spec(f"transformers.models.{model_type}") is not None:
             patch.not_patched[model_type] = reason
-    if strange or not (patch.patched or patch.not_patched):
+    if strange or not patch.patched:
         version = importlib.import_module("transformers").__version__
         what = f"{', '.join(strange[:5])} and {len(strange) - 5} more" if len(strange) > 5 else ", ".join(strange)
         warnings.warn(
@@ -136,8 +136,10 @@ def _patch_model(
         form, parameters = FORMS[name]
         if name == "causal_conv1d_fn" and "mamba_selective_scan" in names:
             form = causal_conv1d_fn_of_one_document
-        original = vars(module).get(name)
-        if original is None or not _begins_with(original, parameters):
+        of_class, _, attribute = name.rpartition(".")
+        owner = vars(module).get(of_class) if of_class else module
+        original = None if owner is None else vars(owner).get(attribute)
+        if owner is None or original is None or not _begins_with(original, parameters):
             strange.append(f"{model_type}.{name}")
             patch.not_patched[model_type] = f"{name} has another signature than the one that is known"
             continue
@@ -146,8 +148,8 @@ def _patch_model(
             continue
         ours = form(original)
         _OURS.add(ours)
-        setattr(module, name, ours)
-        patch._replaced.append(_Replaced(module, name, original, ours))
+        setattr(owner, attribute, ours)
+        patch._replaced.append(_Replaced(owner, attribute, original, ours))
     if done:
         patch.patched[model_type] = tuple(name for name in done if name not in DELTA_RULES)
     if DELTA_RULES.intersection(done):
@@ -160,9 +162,11 @@ def _modeling_files() -> Iterator[tuple[str, str, list[str]]]:
     if found is None or found.submodule_search_locations is None:
         raise ImportError("transformers is not installed: install it with `pip install transformers`")
     root = Path(next(iter(found.submodule_search_locations))) / "models"
-    pattern = re.compile(rf"^def ({'|'.join(FORMS)})\(", re.MULTILINE)
+    functions, classes = [name for name in FORMS if "." not in name], [name for name in FORMS if "." in name]
+    pattern = re.compile(rf"^def ({'|'.join(functions)})\(", re.MULTILINE)
     for path in sorted(root.glob("*/modeling_*.py")):
-        names = pattern.findall(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        names = pattern.findall(text) + [name for name in classes if f"\nclass {name.partition('.')[0]}(" in text]
         if names:
             yield path.parent.name, f"transformers.models.{path.parent.name}.{path.stem}", names
 
