@@ -316,6 +316,10 @@ def test_bad_tokens(name: str) -> None:
     for tokens in ([], [3, 37], [-1, 2]):
         with pytest.raises(InputError):
             engine.prefill(tokens)
+    for token in (-1, 37):
+        with pytest.raises(InputError, match=f"token {token} is not among the model's 37"):
+            engine.step(token)
+    assert engine.position == 0
 
 
 def test_bad_engines() -> None:

@@ -100,6 +100,7 @@ class Engine(ABC):
     def _read(self, tokens: Sequence[int], state: ModelState | None) -> tuple[Logits, ModelState]:
         """Logits after the last token, and the state there; `state` is consumed."""
         ids = torch.as_tensor(tokens, dtype=torch.int64, device=self.model.device)[None]
+        state = None if state is None else state.to(self.model.device)
         for piece in ids.split(PIECE, dim=1):
             logits, state = self.model.prefill(piece, state)
         assert state is not None
@@ -143,6 +144,8 @@ class TorchEngine(Engine):
 
     @torch.inference_mode()
     def step(self, token: int) -> Logits:
+        if not 0 <= token < self.vocab_size:
+            self.check_tokens([token])
         ids = torch.tensor([token], device=self.model.device)
         logits, self._state = self._stepping.step(ids, self._state)
         self._position += 1

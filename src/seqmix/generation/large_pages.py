@@ -5,6 +5,7 @@ A step reads all weights once; with pages of 4 KiB the processor reads them at a
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import sys
 
@@ -21,7 +22,8 @@ def empty_block(size: int) -> NDArray[np.uint8]:
         return np.zeros(size, np.uint8)
     # Shared memory, which is what mmap gives otherwise, does not come in large pages.
     memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with contextlib.suppress(OSError):  # a system without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, np.uint8)
     first = -whole.ctypes.data % LARGE_PAGE
     return whole[first : first + size]

@@ -94,6 +94,8 @@ class OnnxEngine(Engine):
         self._bind()
 
     def step(self, token: int) -> Logits:
+        if not 0 <= token < self.vocab_size:
+            self.check_tokens([token])
         states = self._states
         if states.make_room():
             self._bind()
