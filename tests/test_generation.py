@@ -317,7 +317,7 @@ def test_bad_tokens(name: str) -> None:
         with pytest.raises(InputError):
             engine.prefill(tokens)
     for token in (-1, 37):
-        with pytest.raises(InputError, match=f"token {token} is not among the model's 37"):
+        with pytest.raises(InputError, match=f"token {token} is not one of the 37"):
             engine.step(token)
     assert engine.position == 0
 
