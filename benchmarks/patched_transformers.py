@@ -1,6 +1,6 @@
 """transformers' models on our kernels, beside the same models as they come, on a CPU.
 
-    python benchmarks/patched_transformers.py [--models mamba,mamba2] [--rounds 5] [--threads 2] [--json]
+    python benchmarks/patched_transformers.py [--models mamba,mamba2] [--rounds 3] [--threads 2] [--json]
 
 One small model of each type with random weights: a forward over 1024 tokens, a forward with its backward (over 128
 where transformers' own would take minutes), and tokens generated one by one with a cache through `generate()`. The
@@ -198,7 +198,7 @@ def main() -> None:
     present = [model_type for model_type in CONFIGS if model_type in CONFIG_MAPPING]
     parser = argparse.ArgumentParser(description="transformers' models with and without our kernels.")
     parser.add_argument("--models", type=lambda text: text.split(","), default=present)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     parser.add_argument("--long", action="store_true", help="train Mamba-1 models on 1024 tokens too (hours)")
