@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from seqmix.bench.peers import PEERS
 from seqmix.errors import InputError
 from seqmix.kernels.library import instruction_set, library, why_missing
 from seqmix.training.environment import describe_environment
@@ -212,6 +213,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Commit, hardware, versions, threads, date and the compiled kernels in use, as a JSON value.
 
     native: whether the compiled CPU kernels are in use, their instruction set, and if they are not, the reason.
+    peers: the versions of the packages that are measured beside seqmix, None for those that are not installed.
     """
     native = library() is not None
     return {
@@ -221,4 +223,5 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
             "instruction_set": instruction_set() if native else None,
             "reason": why_missing(),
         },
+        "peers": {peer.package: peer.version for peer in PEERS},
     }

@@ -43,14 +43,13 @@ def bench(
     from seqmix.cli.output import print_json, print_table, progress
 
     if env:
-        from seqmix.bench.peers import PEERS
         from seqmix.bench.report import environment_table
         from seqmix.bench.timing import environment, with_threads
 
         with with_threads(threads):
             here = environment(device)
         if as_json:
-            print_json({**here, "peers": {peer.package: peer.version for peer in PEERS}})
+            print_json(here)
         else:
             table = environment_table(here)
             print_table(table.columns, table.rows, left=table.left)
