@@ -96,6 +96,12 @@ def test_no_time_at_all(implementation: str) -> None:
     torch.testing.assert_close(last, state)
 
 
+@pytest.mark.parametrize("implementation", FAST)
+def test_no_rows_at_all(implementation: str) -> None:
+    found = _run([tensor.float() for tensor in _inputs(0, 5, 4)], implementation)
+    assert [tensor.shape for tensor in found] == [(0, 5, 4), (0, 4), (0, 5, 4), (0, 5, 4), (0, 4)]
+
+
 def test_low_precision_is_computed_in_float32() -> None:
     inputs = [tensor.bfloat16() for tensor in _inputs(2, 20, 5)]
     h, last = linear_recurrence(*inputs[:2])

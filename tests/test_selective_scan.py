@@ -181,6 +181,14 @@ def test_no_time_at_all(implementation: str) -> None:
     torch.testing.assert_close(after, inputs["state"])
 
 
+@pytest.mark.parametrize("implementation", FAST)
+def test_no_rows_at_all(implementation: str) -> None:
+    inputs = {name: tensor.float() for name, tensor in _inputs(0, 5, 4, 3).items()}
+    found = _run(inputs, implementation)
+    assert found["y"].shape == (0, 5, 4)
+    assert (found["A"] == 0).all()
+
+
 @needs_native
 @pytest.mark.parametrize("gate", [True, False])
 def test_the_compiled_operation_is_known_to_torch(gate: bool) -> None:

@@ -162,6 +162,14 @@ def test_no_time_at_all(implementation: str) -> None:
     torch.testing.assert_close(after, state.float())
 
 
+@pytest.mark.parametrize("implementation", FAST)
+def test_no_rows_at_all(implementation: str) -> None:
+    inputs, state = [t[:0].float() if t.dim() > 1 else t.float() for t in _inputs(1, 7)], _state(1)[:0].float()
+    found = _run(inputs, state, implementation)
+    assert [found[0].shape, found[1].shape] == [(0, 7, HEADS, WIDTH), state.shape]
+    assert (found[4] == 0).all()
+
+
 @needs_native
 @pytest.mark.parametrize("time, chunk", [(6, 3), (7, 3), (64, 64)])
 def test_flops_do_not_depend_on_who_computes(time: int, chunk: int) -> None:

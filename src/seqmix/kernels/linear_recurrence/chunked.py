@@ -65,4 +65,4 @@ def _run(a_BTD: Tensor, b_BTD: Tensor, state_BD: Tensor) -> Tensor:
         before.append(state_BD)
         state_BD = torch.addcmul(h_BJQD[:, j, -1], factors_BJQD[:, j, -1], state_BD)
     before_BJD = torch.stack(before, dim=1)
-    return h_BJQD.addcmul_(factors_BJQD, before_BJD[:, :, None]).view(batch, -1, dim)[:, :time]
+    return h_BJQD.addcmul_(factors_BJQD, before_BJD[:, :, None]).view(batch, count * length, dim)[:, :time]

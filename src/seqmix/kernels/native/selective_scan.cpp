@@ -30,7 +30,7 @@ struct Stretch {
 };
 
 int64_t parts_of(const SeqmixSelectiveScan& scan) {
-    const int64_t wanted = (scan.threads + scan.batch - 1) / scan.batch;
+    const int64_t rows = std::max<int64_t>(1, scan.batch), wanted = (scan.threads + rows - 1) / rows;
     return std::max<int64_t>(1, std::min(wanted, scan.dim / LANES));
 }
 

@@ -70,7 +70,8 @@ def state_space_scan(
         state = torch.zeros(*x.shape[:1], *x.shape[2:], B.shape[3], dtype=wide, device=x.device)
     if x.shape[1] == 0:
         return x.clone(), state.to(wide)
-    scan = IMPLEMENTATIONS[implementation]
+    # Of no rows the chunked form cannot tell its sizes.
+    scan = IMPLEMENTATIONS[implementation if len(x) else "reference"]
     with torch.autocast(x.device.type, enabled=False):
         y, after = scan(
             x.to(wide), dt.to(wide), A.to(wide), B.to(wide), C.to(wide), D.to(wide), state.to(wide), runs, chunk
