@@ -45,7 +45,8 @@ def gated_depthwise_conv(
         )
         return gate_out * convolved, after
     position, document = (None, None) if state is None else (state.position, state.document)
-    placement = place_piece(*projected.shape[:2], projected.device, position, document, document_ids)
+    batch, time = projected.shape[:2]
+    placement = place_piece(batch, time, projected.device, position, document, document_ids)
     before = native.before_of(past, position, placement)
     y = native_gates.gated(projected, weight, bias, *before, native.table_of(dilations, causal))
     if not causal:
@@ -84,7 +85,7 @@ def swiglu_depthwise_conv(
         )
         return convolved * (F.silu(first) * second), after
     position, document = (None, None) if state is None else (state.position, state.document)
-    placement = place_piece(*x.shape[:2], x.device, position, document, document_ids)
+    placement = place_piece(x.shape[0], x.shape[1], x.device, position, document, document_ids)
     before = native.before_of(past, position, placement)
     y = native_gates.swiglu(x, gates, weight, bias, *before, native.table_of(dilations, causal))
     if not causal:

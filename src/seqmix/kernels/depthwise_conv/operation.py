@@ -88,6 +88,7 @@ def depthwise_conv(
     state: DepthwiseConvState | None = None,
     document_ids: Tensor | None = None,
     implementation: str | None = None,
+    keep_state: bool = True,
 ) -> tuple[Tensor, DepthwiseConvState | None]:
     """Convolves every channel with its own dilated kernel.
 
@@ -101,9 +102,10 @@ def depthwise_conv(
         document_ids: (batch, time); taps that cross a change of the id are zero.
         implementation: None for the best one available, "native" (C++, on a CPU), "triton" (on a GPU), "torch", or
             "reference".
+        keep_state: False where nothing will continue the sequence, which saves a copy of its end.
 
     Returns:
-        y (batch, time, dim) and the state after the piece (None when not causal).
+        y (batch, time, dim) and the state after the piece (None when not causal or not kept).
 
     Raises:
         ValueError: shapes that do not fit or are empty, a state for a non-causal convolution, an implementation that
@@ -132,7 +134,7 @@ def depthwise_conv(
         x, weight = x[:, :, order], weight[order]
         bias = None if bias is None else bias[order]
     if x.shape[1] == 0:
-        return x, _unchanged(state, dilations, x) if causal else None
+        return x, _unchanged(state, dilations, x) if causal and keep_state else None
     past, position = (None, None) if state is None else (state.past, state.position)
     if implementation is None:
         implementation = _choose(x, weight, past, placement)
@@ -146,7 +148,7 @@ def depthwise_conv(
         convolve = native.convolve if implementation == "native" else triton.convolve
         y = convolve(x, weight, bias, dilations, past, position, placement, causal)
     after = None
-    if causal:
+    if causal and keep_state:
         rings = _rings_after(x, weight, dilations, past, position, placement, document_ids is not None)
         after = DepthwiseConvState(rings, placement.position, placement.document)
     if dilations.order is not None:
