@@ -361,18 +361,11 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 def test_without_the_library_the_torch_form_runs_and_says_so_once() -> None:
     script = PROBE.replace(', implementation="native"', "")
     script = script.replace("library.instruction_set()", "library.why_missing()")
-    found = _run_probe(script.replace("import sys, torch", HIDE_LIBRARY))
+    found = _run_probe(script, SEQMIX_LIBRARY="nowhere.so")
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("the CPU kernels were not compiled: install a C++ compiler")
     assert found.stderr.count("run several times slower") == 1
     assert len(found.stderr.strip().splitlines()) == 1
-
-
-HIDE_LIBRARY = """
-import pathlib, torch
-import seqmix.kernels.library as hidden
-hidden.LIBRARY = pathlib.Path("nowhere.so")
-"""
 
 
 def _run_probe(script: str = PROBE, **environment: str) -> subprocess.CompletedProcess[str]:

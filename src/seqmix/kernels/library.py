@@ -24,7 +24,6 @@ STORAGE = {torch.float32: 0, torch.bfloat16: 1}
 """How the C interface counts the types that an operation may read and write."""
 
 
-@functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     if os.environ.get("SEQMIX_NATIVE") == "0":
         return None, "SEQMIX_NATIVE is 0: unset it to use the compiled CPU kernels"
@@ -39,29 +38,24 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     return loaded, None
 
 
-# torch.compile takes the answers as they are instead of tracing how they were found.
-@torch.compiler.assume_constant_result
+# Found once and for all: torch.compile sees constants.
+_LIBRARY, _REASON = _load()
+_IS_AVAILABLE = _LIBRARY is not None
+
+
 def is_available() -> bool:
     """Whether there are compiled kernels."""
-    return _load()[0] is not None
+    return _IS_AVAILABLE
 
 
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where there are none."""
-    return _load()[0]
+    return _LIBRARY
 
 
-@torch.compiler.assume_constant_result
 def why_missing() -> str | None:
     """One sentence on why there are no compiled kernels and how to get them; None where there are."""
-    return _load()[1]
-
-
-# torch.compile calls it while it traces, instead of looking into the loading.
-@torch.compiler.assume_constant_result
-def is_loaded() -> bool:
-    """Whether there are compiled kernels."""
-    return library() is not None
+    return _REASON
 
 
 @functools.cache
@@ -101,6 +95,6 @@ def function(name: str) -> Any:
 
 def can_run(*tensors: torch.Tensor | None) -> bool:
     """Whether the compiled kernels take these tensors: on the CPU, float32 or bfloat16."""
-    return is_loaded() and all(
+    return is_available() and all(
         tensor is None or (tensor.device.type == "cpu" and tensor.dtype in STORAGE) for tensor in tensors
     )
