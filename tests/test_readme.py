@@ -49,7 +49,7 @@ def test_the_python_example_is_valid_and_uses_what_exists() -> None:
     import seqmix
 
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         compile(block, "README.md", "exec")
         for name in re.findall(r"seqmix\.([A-Za-z_]+)\(", block):
