@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from seqmix.kernels.depthwise_conv import DepthwiseConvState, depthwise_conv
 from seqmix.mixers.attention import Attention
 from seqmix.mixers.convolution import DepthwiseConv, GatedConv
 
@@ -16,6 +19,12 @@ class Gated(GatedConv):
     @classmethod
     def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
         return [(6, {"kernel": 4, "heads": 2, "dilation": (1, 2), "causal": True, "bias": True})]
+
+    def _mix(self, x: Tensor, *weights: Any, **how: Any) -> tuple[Tensor, DepthwiseConvState | None]:
+        """Step by step, so that a broken mixer can break one of the steps."""
+        values, gate = self._values(x)
+        convolved, after = depthwise_conv(values, *weights, **how)
+        return self._readout(convolved, gate), after
 
 
 class Banded(DepthwiseConv):

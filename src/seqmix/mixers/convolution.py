@@ -32,6 +32,7 @@ from seqmix.kernels.depthwise_conv import (
     group_channels,
     swiglu_depthwise_conv,
 )
+from seqmix.kernels.recompute import offer
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits
 
 
@@ -312,7 +313,9 @@ class GatedConv(_DepthwiseMixer):
         return [(12, {}), (7, {"kernel": 4, "heads": 2, "dilation": (1, 3), "bias": True}), (6, {"causal": False})]
 
     def _mix(self, x: Tensor, *weights: Any, **how: Any) -> tuple[Tensor, DepthwiseConvState | None]:
-        y, after = gated_depthwise_conv(self.in_proj(x), *weights, **how)
+        projected = self.in_proj(x)
+        y, after = gated_depthwise_conv(projected, *weights, **how)
+        offer(y, lambda: gated_depthwise_conv(projected.detach(), *weights, **how)[0])
         return self.out_proj(y), after
 
     def _values(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
