@@ -16,6 +16,10 @@
 #include <omp.h>
 #endif
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "vector_math.h"
 
 namespace {
@@ -28,12 +32,19 @@ constexpr int SPINS_BEFORE_YIELD = 2000;
 constexpr int64_t PREFETCHED_BYTES = 1024;
 
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
+typedef int16_t Shorts __attribute__((vector_size(LANES * 2)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 
 inline Vector load(const int8_t* from) {
     Bytes bytes;
     std::memcpy(&bytes, from, sizeof bytes);
-    return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Vector);
+#if defined(__AVX512F__)
+    const Ints wide = (Ints)_mm512_maskz_cvtepi8_epi32(0xffff, (__m128i)bytes);
+#else
+    // Width doubled at a time, which compilers have instructions for: in one go it is done number by number.
+    const Ints wide = __builtin_convertvector(__builtin_convertvector(bytes, Shorts), Ints);
+#endif
+    return __builtin_convertvector(wide, Vector);
 }
 
 inline void pause() {
