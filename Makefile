@@ -37,7 +37,7 @@ SANITIZED := build/sanitize/_native.so
 sanitize: $(ENV)
 	$(CMAKE) -S . -B build/sanitize -G Ninja -DSEQMIX_SANITIZE=ON && $(CMAKE) --build build/sanitize
 	SEQMIX_LIBRARY=$(SANITIZED) OMP_NUM_THREADS=2 LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q --timeout 1800 $(wildcard tests/test_native_*.py) tests/test_selective_scan.py tests/test_generation.py
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q --timeout 1800 $(wildcard tests/test_native_*.py) tests/test_selective_scan.py tests/test_linear_recurrence.py tests/test_generation.py
 
 demo: $(ENV)
 	$(BIN)/seqmix compare --data python-stdlib --models transformer,convsamba,gated_conv,convtransformer,mamba2 \
@@ -54,8 +54,10 @@ lint: $(ENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+BENCHES := depthwise_conv training decode step_position scans loop_overhead
+
 bench: $(ENV)
-	for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+	for name in $(BENCHES); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "mixer": {"cost", "errors", "kernels"},
     "mixers": GROUND,
-    "flop_counter": set(),
+    "flop_counter": {"kernels"},
     "conformance": GROUND | {"flop_counter", "mixers"},
     "models": GROUND | {"mixers"},
     "hf": MODELS,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -366,6 +367,17 @@ def test_without_the_library_the_torch_form_runs_and_says_so_once() -> None:
     assert found.stdout.startswith("the CPU kernels were not compiled: install a C++ compiler")
     assert found.stderr.count("run several times slower") == 1
     assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_a_library_of_other_sources_is_not_called(tmp_path: Path) -> None:
+    source = Path(library.__file__).with_name("native") / "processor.cpp"
+    flags = ["-shared", "-fPIC", "-std=c++17", '-DSEQMIX_SOURCES="others"']
+    old = tmp_path / "old.so"
+    subprocess.run(["c++", *flags, str(source), "-o", str(old)], check=True, timeout=120)
+    found = _run_probe("from seqmix.kernels import library; print(library.why_missing())", SEQMIX_LIBRARY=str(old))
+    assert found.stdout.strip() == (
+        f"the CPU kernels at {old} are not made of the sources beside them: run `make native`"
+    )
 
 
 def _run_probe(script: str = PROBE, **environment: str) -> subprocess.CompletedProcess[str]:

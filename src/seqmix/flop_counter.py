@@ -2,7 +2,7 @@
 
 torch's own counter ignores the groups of a convolution's backward, gives attention on a CPU nothing and causal
 attention twice its links, and skips matrix-vector products and fused LSTMs. Element-wise work, scans and Fourier
-transforms are no products and count nothing here.
+transforms are no products and count nothing here, and neither does what a backward pass computes again to hold less.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqmix.kernels.recompute import is_computing_again
 
 aten = torch.ops.aten
 Formula = Callable[..., int]
@@ -310,7 +312,7 @@ class _OperationMode(TorchDispatchMode):
                 if parts is not NotImplemented:
                     return parts
         out = func(*args, **kwargs)
-        if self.counter._paused:
+        if self.counter._paused or is_computing_again():
             return out
         if packet in _FORMULAS:
             self.counter.by_operation[packet.__name__] += _FORMULAS[packet](*args, **kwargs)

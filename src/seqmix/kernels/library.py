@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 LIBRARY = Path(os.environ.get("SEQMIX_LIBRARY") or Path(__file__).with_name("_native.so"))
+_SOURCES = Path(__file__).with_name("native")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 """From narrow to wide; on ARM `baseline` is NEON."""
 
@@ -35,7 +37,17 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     except OSError as error:
         return None, f"the CPU kernels cannot be loaded ({error}): install seqmix again on this machine"
     loaded.seqmix_instruction_set.restype = ctypes.c_char_p
+    loaded.seqmix_sources.restype = ctypes.c_char_p
+    if _SOURCES.is_dir() and loaded.seqmix_sources().decode() != _fingerprint():
+        return None, f"the CPU kernels at {LIBRARY} are not made of the sources beside them: run `make native`"
     return loaded, None
+
+
+def _fingerprint() -> str:
+    """Of the sources, as CMakeLists.txt forms it; they are there in a checkout, and not in an installed package."""
+    files = sorted(path for path in _SOURCES.iterdir() if path.suffix in {".cpp", ".h"})
+    hashes = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    return hashlib.sha256(hashes.encode()).hexdigest()
 
 
 # Found once and for all: torch.compile sees constants.

@@ -41,13 +41,22 @@ class _Again:
 
     def read(self) -> Tensor:
         if self._held is None:
-            with torch.no_grad():
-                self._held = self._compute()
+            _BLOCKS.is_computing = True
+            try:
+                with torch.no_grad():
+                    self._held = self._compute()
+            finally:
+                _BLOCKS.is_computing = False
         held = self._held
         self._served += 1
         if self._served % self._readers == 0:
             self._held = None
         return held
+
+
+def is_computing_again() -> bool:
+    """Whether something that was offered is being computed again: work of the method, not of the model."""
+    return getattr(_BLOCKS, "is_computing", False)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-// Which of the instruction sets that the library is compiled for the processor can run.
+// What the library says of itself: which of the instruction sets that it is compiled for the processor can run, and
+// a fingerprint of the sources that it was made of.
 
 #if defined(__x86_64__)
 #define HAS(feature) __builtin_cpu_supports(feature)
@@ -11,3 +12,5 @@ extern "C" __attribute__((visibility("default"))) const char* seqmix_instruction
 #endif
     return "baseline";
 }
+
+extern "C" __attribute__((visibility("default"))) const char* seqmix_sources() { return SEQMIX_SOURCES; }
