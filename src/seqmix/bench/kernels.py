@@ -28,6 +28,7 @@ from seqmix.errors import InputError
 from seqmix.kernels import depthwise_conv
 from seqmix.kernels.depthwise_conv import IMPLEMENTATIONS
 from seqmix.kernels.library import library
+from seqmix.training.memory import freed_memory_kept
 
 DEFAULT_SIZES = ("8x1024x512:32:1", "8x1024x512:32:8", "8x1024x512:4:1", "1x16384x512:32:64", "1x16384x512:4:1")
 PEER = "torch conv1d"
@@ -274,6 +275,7 @@ def bench_kernels(
     dtype = getattr(torch, precision)
     cases = [Case(label=str(size), run=partial(_measure, size, torch.device(device), dtype, rounds)) for size in parsed]
     torch.manual_seed(0)
-    with with_threads(threads) as used:
+    # All sides take memory that was used before, as a training step does, and not the system's pages.
+    with with_threads(threads) as used, freed_memory_kept(torch.device(device)):
         settings = {"sizes": list(map(str, parsed)), "threads": used, "rounds": rounds, "precision": precision}
         return collect("kernels", cases, display, settings=settings, budget_seconds=budget_seconds, device=device)
