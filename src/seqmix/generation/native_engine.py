@@ -5,9 +5,8 @@ Matrices lie in panels of 16 outputs in the order of their use, in one block: a 
 
 from __future__ import annotations
 
-import copy
 from functools import singledispatchmethod
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqmix.export.int8 import to_int8
-from seqmix.export.lowering import lower
 from seqmix.export.program import (
     Add,
     Attend,
@@ -35,14 +33,15 @@ from seqmix.export.program import (
     inputs_of,
 )
 from seqmix.export.program import Operation as ProgramOperation
-from seqmix.generation.engine import CannotRunError, Engine, Logits
+from seqmix.generation.engine import CannotRunError, Logits
 from seqmix.generation.large_pages import empty_block
+from seqmix.generation.program_engine import ProgramEngine
 from seqmix.generation.rings import pack_taps, ring_operation
-from seqmix.generation.states import StepStates, to_bfloat16
+from seqmix.generation.states import to_bfloat16
 from seqmix.generation.weights import WeightType
 from seqmix.kernels.library import library, why_missing
 from seqmix.kernels.step_program import HALF_PANEL, PANEL, WEIGHT_TYPES, Kind, Operation, StepRunner
-from seqmix.models import ModelState, SeqmixForCausalLM
+from seqmix.models import SeqmixForCausalLM
 
 ALIGNMENT = 64
 
@@ -113,7 +112,7 @@ def _padded(array: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.pad(array, (0, -len(array) % PANEL))
 
 
-class NativeEngine(Engine):
+class NativeEngine(ProgramEngine):
     """Steps in compiled code on the CPU; prompts are read by torch.
 
     Raises:
@@ -133,48 +132,21 @@ class NativeEngine(Engine):
     ) -> None:
         if library() is None:
             raise CannotRunError(f"the engine native cannot run: {why_missing()}, or choose the engine onnx or torch")
-        super().__init__(model, weights)
-        self.program = lower(self.model)
+        super().__init__(model, weights, ring_type)
         self.threads = threads or torch.get_num_threads()
         self._constants = _Weights(self.program, weights)
-        self._states = StepStates(self.program, ring_type)
-        self._build()
-
-    @property
-    def position(self) -> int:
-        return self._states.position
-
-    @property
-    def state_bytes(self) -> int:
-        return self._states.nbytes
-
-    def reset(self) -> None:
-        self._states.reset()
-        self._build()
-
-    def branch(self) -> Self:
-        other = copy.copy(self)
-        other._states = self._states.copy()
-        other._build()
-        return other
-
-    def state(self) -> ModelState:
-        return self._states.to_state(self.model)
-
-    def load_state(self, state: ModelState) -> None:
-        self._states.load(state)
-        self._build()
+        self._place()
 
     def step(self, token: int) -> Logits:
         if not 0 <= token < self.vocab_size:
             self.check_tokens([token])
         if self._states.make_room():
-            self._build()
+            self._place()
         self._run(token, self._states.position)
         self._states.position += 1
         return self._logits
 
-    def _build(self) -> None:
+    def _place(self) -> None:
         """The table of operations for where the states lie now."""
         program = self.program
         starts, size = {}, 0

@@ -6,8 +6,7 @@ after it; recurrent memories have two copies, which are read and written in turn
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 
 from seqmix.errors import InputError
 from seqmix.export.graph import build_graph
-from seqmix.export.lowering import lower
 from seqmix.export.program import frequencies_of
-from seqmix.generation.engine import Engine, Logits
+from seqmix.generation.engine import Logits
+from seqmix.generation.program_engine import ProgramEngine
 from seqmix.generation.rings import CompiledRings
-from seqmix.generation.states import StepStates
 from seqmix.generation.weights import WeightType
 from seqmix.kernels.library import library
-from seqmix.models import ModelState, SeqmixForCausalLM
+from seqmix.models import SeqmixForCausalLM
 
 EMPTY_SLOT = -1e30
 """What is added to the score of a slot that holds nothing: its share is exactly 0."""
@@ -40,7 +38,7 @@ def open_session(graph: bytes, threads: int | None = None) -> onnxruntime.Infere
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-class OnnxEngine(Engine):
+class OnnxEngine(ProgramEngine):
     """Steps by ONNX Runtime on the CPU; prompts are read by torch."""
 
     name = "onnx"
@@ -58,47 +56,20 @@ class OnnxEngine(Engine):
                 "weights bf16 cannot be used with the engine onnx, which has no such product on a CPU: choose int8, or "
                 "the engine torch or native"
             )
-        super().__init__(model, weights)
-        self.program = lower(self.model)
+        super().__init__(model, weights, ring_type)
         graph = build_graph(self.program, int8=weights == "int8")
         self._session = open_session(graph.SerializeToString(), threads)
-        self._states = StepStates(self.program, ring_type)
         self._rings: CompiledRings | None = None
         self._turn = 0
         self._bindings: list[Any] = []
-        self._bind()
-
-    @property
-    def position(self) -> int:
-        return self._states.position
-
-    @property
-    def state_bytes(self) -> int:
-        return self._states.nbytes
-
-    def reset(self) -> None:
-        self._states.reset()
-        self._bind()
-
-    def branch(self) -> Self:
-        other = copy.copy(self)
-        other._states = self._states.copy()
-        other._bind()
-        return other
-
-    def state(self) -> ModelState:
-        return self._states.to_state(self.model)
-
-    def load_state(self, state: ModelState) -> None:
-        self._states.load(state)
-        self._bind()
+        self._place()
 
     def step(self, token: int) -> Logits:
         if not 0 <= token < self.vocab_size:
             self.check_tokens([token])
         states = self._states
         if states.make_room():
-            self._bind()
+            self._place()
         self._token[0] = token
         for index, (cosines, sines) in enumerate(self._angles):
             angles = states.position * self._frequencies[index]
@@ -126,7 +97,7 @@ class OnnxEngine(Engine):
         states.position += 1
         return self._logits[0]
 
-    def _bind(self) -> None:
+    def _place(self) -> None:
         """Ties the graph's inputs and outputs to arrays; again whenever a state's array is another one."""
         program, states = self.program, self._states
         self._token = np.zeros(1, np.int64)
