@@ -37,7 +37,8 @@ LAST = np.iinfo(np.int64).max
 @singledispatch
 def emit(operation: Operation, graph: GraphBuilder) -> None:
     """Appends the nodes of an operation."""
-    raise NotImplementedError(type(operation).__name__)
+    # A gap of ours: an operation was added to the program and not here.
+    raise NotImplementedError(f"the graph has no nodes for {type(operation).__name__}: register them in nodes.py")
 
 
 def emit_angles(graph: GraphBuilder) -> None:

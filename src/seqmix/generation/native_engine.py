@@ -198,7 +198,8 @@ class NativeEngine(ProgramEngine):
     @singledispatchmethod
     def _append(self, operation: ProgramOperation) -> None:
         """Appends the entries of an operation to the table."""
-        raise NotImplementedError(type(operation).__name__)
+        # A gap of ours: an operation was added to the program and not here.
+        raise NotImplementedError(f"the table has no entry for {type(operation).__name__}: register it in this file")
 
     @_append.register
     def _(self, operation: Embed) -> None:
