@@ -54,12 +54,14 @@ from broken_calls import (
     WritesIntoTheGivenState,
     WrongFastGradient,
 )
+from sharing_mixers import StepHandsOnMore
 
 from seqmix.mixer import Mixer
 
 BROKEN: dict[str, dict[type[Mixer], set[str]]] = {
     "forward_equals_steps": {
         FirstStepWithoutBias: set(),
+        StepHandsOnMore: set(),
         FinalStateOfStepsIsStale: {"pieces_equal_whole", "low_precision"},
     },
     "pieces_equal_whole": {PieceOfOneForgets: set()},

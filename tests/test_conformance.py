@@ -10,6 +10,7 @@ import pytest
 from broken_answers import LooksAhead, MatrixOfAnotherScale
 from broken_mixers import BROKEN
 from good_mixers import Attending, Banded, Gated
+from sharing_mixers import Sharing
 from vacuous_mixers import VACUOUS
 
 from seqmix.conformance import CHECKS, CheckResult, check_mixer, parametrize_with_checks, run_checks, summarize
@@ -27,7 +28,7 @@ def failures(results: Sequence[CheckResult]) -> dict[str, str]:
     return {result.check: result.message for result in results if result.status != "passed"}
 
 
-@pytest.mark.parametrize("good", [Gated, Banded, Attending])
+@pytest.mark.parametrize("good", [Gated, Banded, Attending, Sharing])
 def test_what_the_broken_mixers_are_made_from_passes(good: type[Mixer]) -> None:
     assert failures(check_mixer(good)) == {}
 

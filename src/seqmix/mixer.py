@@ -31,7 +31,8 @@ class Traits:
     content_dependent: the matrix M depends on x.
     state_growth: "constant" or "linear" in the positions read; None for a mixer without state.
     matrix: "exact" where readout(M · values) equals forward; "jacobian" where M is the norm of dy_t/dx_s.
-    reach: values at s depend on inputs s - reach + 1 ... s only (1 for most; a short convolution adds).
+    reach: values and the readout's gates at s depend on inputs s - reach + 1 ... s only (1 for most; a short
+        convolution adds).
     cross: forward and mixing also take `memory=`, a second sequence that keys and values come from.
     resamples: the output has another length than the input (stride, padding).
     """
@@ -243,7 +244,10 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def readout(self, mixed: list[Tensor], x: Tensor) -> Tensor:
-        """From [matrix @ values for each Mixing] back to y (batch, time, dim), position by position."""
+        """From [matrix @ values for each Mixing] back to y (batch, time, dim), position by position.
+
+        Of x, the readout at t may look at the positions within `reach`: a gate that comes from a short convolution.
+        """
 
     @abstractmethod
     def links(self, time: int) -> Tensor:
@@ -284,6 +288,54 @@ class Mixer(nn.Module, ABC):
     def extra_repr(self) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in dataclasses.asdict(self.config).items())
         return f"dim={self.dim}" + (f", {options}" if options else "")
+
+
+class SharingMixer(Mixer):
+    """A mixer whose first layer hands something on to the layers above, such as RWKV-7's first values.
+
+    `forward`, `step`, `mixing` and `readout` without it are those of a first layer. What is handed on is
+    (batch, time, dim), or (batch, dim) in a step; it belongs to the same positions as x.
+    """
+
+    @property
+    @abstractmethod
+    def needs_shared(self) -> bool:
+        """Whether this is a layer above the first one: `shared` must then be given (else an InputError says so)."""
+
+    @abstractmethod
+    def forward_sharing(
+        self,
+        x: Tensor,
+        state: State | None,
+        shared: Tensor | None,
+        *,
+        document_ids: Tensor | None = None,
+        capacity: int | None = None,
+    ) -> tuple[Mixed, Tensor]:
+        """As `forward`, with what the first layer handed on (None in that layer itself), and what to hand on."""
+
+    @abstractmethod
+    def step_sharing(self, x: Tensor, state: State, shared: Tensor | None) -> tuple[Mixed, Tensor]:
+        """As `step`, likewise."""
+
+    @abstractmethod
+    def mixing(self, x: Tensor, shared: Tensor | None = None) -> list[Mixing]: ...
+
+    @abstractmethod
+    def readout(self, mixed: list[Tensor], x: Tensor, shared: Tensor | None = None) -> Tensor: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        document_ids: Tensor | None = None,
+        capacity: int | None = None,
+    ) -> Mixed:
+        return self.forward_sharing(x, state, None, document_ids=document_ids, capacity=capacity)[0]
+
+    def step(self, x: Tensor, state: State) -> Mixed:
+        return self.step_sharing(x, state, None)[0]
 
 
 def build_config(config_class: type, options: Mapping[str, Any], owner: str) -> Any:

@@ -94,8 +94,9 @@ def _mixed(parts: list[Mixing]) -> list[Tensor]:
 
 
 def readout_is_positionwise(subject: Subject) -> None:
-    """The readout at t reads only position t, of what was mixed and of x, and it does read what was mixed."""
-    batch, time = 2, 7
+    """The readout at t reads of what was mixed only position t, which it does read, and of x what is within reach."""
+    reach = subject.traits.reach
+    batch, time = 2, 7 + reach
     x = subject.x(batch, time)
     with torch.no_grad():
         mixed = _mixed(subject.mixing(subject.oracle, x))
@@ -109,11 +110,13 @@ def readout_is_positionwise(subject: Subject) -> None:
                 part[:, :, position] = torch.randn(
                     part[:, :, position].shape, generator=torch.Generator().manual_seed(9), dtype=part.dtype
                 )
-            others = [index for index in range(time) if index != position]
-            for what, y in (
-                ("x", subject.oracle.readout(mixed, changed_x)),
-                ("what was mixed", subject.oracle.readout(changed, x)),
+            for what, y, reached in (
+                ("x", subject.oracle.readout(mixed, changed_x), reach),
+                ("what was mixed", subject.oracle.readout(changed, x), 1),
             ):
+                others = [index for index in range(time) if not position <= index < position + reached]
+                if not others:
+                    continue
                 moved = (y - before)[:, others].abs().max()
                 allowed = rounding(x.dtype, subject.reduction(time)) * float(before.abs().max())
                 expect(
@@ -143,7 +146,7 @@ def readout_is_positionwise(subject: Subject) -> None:
             if what != "x":
                 reads_mixed[position] |= bool(by_position[position] > 0)
             wrong = by_position.clone()
-            wrong[position] = 0
+            wrong[max(0, position - reach + 1) if what == "x" else position : position + 1] = 0
             allowed = rounding(x.dtype, subject.reduction(time)) * float(by_position.max())
             expect(
                 float(wrong.max()) <= allowed,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seqmix.conformance.subject import FUTURE, Subject, compare_futures, compare_states
-from seqmix.mixer import Mixed, Mixer, State
+from seqmix.mixer import Mixed, Mixer, SharingMixer, State
 
 
 def _capacities(subject: Subject, time: int) -> list[int | None]:
@@ -29,6 +29,20 @@ def forward_equals_steps(subject: Subject) -> None:
                 subject.close(y, expected.y[:, index], f"the output of step {index} against forward's", time)
             compare_states(subject, module, state, expected.state, "the state after the steps")
             compare_futures(subject, module, state, expected.state.clone(), "the state after the steps")
+        if isinstance(module, SharingMixer):
+            _steps_hand_on_the_same(subject, module, x.to(dtype))
+
+
+def _steps_hand_on_the_same(subject: Subject, module: SharingMixer, x: Tensor) -> None:
+    """What steps hand on to the layers above is what forward does, in a first layer and in a later one."""
+    time = x.shape[1]
+    for given in (None, x.flip(-1)) if subject.starts_sharing else (x.flip(-1),):
+        expected = module.forward_sharing(x, None, given)[1]
+        state: State = module.init_state(len(x), dtype=x.dtype)
+        for index in range(time):
+            own = None if given is None else given[:, index]
+            (_, state), shared = module.step_sharing(x[:, index], state, own)
+            subject.close(shared, expected[:, index].double(), f"what step {index} hands on", time)
 
 
 def _steps(module: Mixer, x: Tensor, state: State) -> Mixed:

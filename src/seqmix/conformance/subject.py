@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqmix.mixer import Mixed, Mixer, Mixing, State, Traits, build_config
+from seqmix.mixer import Mixed, Mixer, Mixing, SharingMixer, State, Traits, build_config
 
 LONGEST = 100
 """Every example must take sequences of this many positions; no check but the receptive field's uses longer ones."""
@@ -71,6 +71,29 @@ def stir(mixer: Mixer) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
 
+def given_first(mixer_class: type[SharingMixer]) -> type[Mixer]:
+    """The class as a layer above the first one: what that would hand on is a function of x at each position."""
+
+    def handed_on(x: Tensor) -> Tensor:
+        return 0.7 * x.flip(-1)
+
+    class Given(mixer_class):  # type: ignore[misc, valid-type]  # a class that is an argument
+        def forward(self, x: Tensor, state: State | None = None, **where: Any) -> Mixed:
+            return self.forward_sharing(x, state, handed_on(x), **where)[0]
+
+        def step(self, x: Tensor, state: State) -> Mixed:
+            return self.step_sharing(x, state, handed_on(x))[0]
+
+        def mixing(self, x: Tensor, shared: Tensor | None = None) -> list[Mixing]:
+            return super().mixing(x, handed_on(x) if shared is None else shared)
+
+        def readout(self, mixed: list[Tensor], x: Tensor, shared: Tensor | None = None) -> Tensor:
+            return super().readout(mixed, x, handed_on(x) if shared is None else shared)
+
+    Given.__name__ = mixer_class.__name__
+    return Given
+
+
 class Subject:
     """One example of a mixer class, with what the checks need of it.
 
@@ -82,7 +105,9 @@ class Subject:
         self, mixer_class: type[Mixer], dim: int, options: Mapping[str, Any], *, with_memory: bool = False
     ) -> None:
         self.with_memory = with_memory
-        self.mixer_class, self.dim, self.options = mixer_class, dim, dict(options)
+        self.mixer_class = given_first(mixer_class) if issubclass(mixer_class, SharingMixer) else mixer_class
+        self.dim = dim
+        self.options = dict(options)
         self.config = build_config(mixer_class.config_class, self.options, mixer_class.__name__)
         self.mixer = self.build(seed=0)
         self.oracle = copy.deepcopy(self.mixer).double()
@@ -102,6 +127,12 @@ class Subject:
     def is_plain(self) -> bool:
         """Whether it maps a sequence to one of the same length with no second sequence."""
         return not (self.with_memory or self.traits.resamples)
+
+    @property
+    def starts_sharing(self) -> bool:
+        """Whether a sharing mixer can be the first layer, which nothing is handed on to."""
+        assert isinstance(self.mixer, SharingMixer)
+        return not self.mixer.needs_shared
 
     @property
     def precisions(self) -> list[tuple[torch.dtype, Mixer]]:
