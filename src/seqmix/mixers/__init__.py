@@ -18,6 +18,7 @@ _BUILT_IN = {
     "gated_conv": "seqmix.mixers.convolution:GatedConv",
     "lstm": "seqmix.mixers.recurrent:LSTM",
     "mamba2": "seqmix.mixers.state_space:Mamba2",
+    "parallel": "seqmix.mixers.parallel:Parallel",
     "pool": "seqmix.mixers.pool:Pool",
 }
 _registered: dict[str, type[Mixer]] = {}
