@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from seqmix.compare.results import MatrixImage
+from seqmix.mixer import SharingMixer
+from seqmix.models.block import Block
 from seqmix.models.language_model import SeqmixForCausalLM
 
 SIDE = 96
@@ -33,7 +35,9 @@ def matrix_images(model: SeqmixForCausalLM, input_ids: Tensor) -> list[MatrixIma
     for layer, name in _layers_to_show(model):
         mixer = model.model.layers[layer].mixer
         # A Jacobian is made with autograd, so gradients stay possible here.
-        matrices = [mixing.matrix[0].detach().float() for mixing in mixer.mixing(inputs[layer])]
+        x, shared = inputs[layer]
+        mixings = mixer.mixing(x, shared) if isinstance(mixer, SharingMixer) else mixer.mixing(x)
+        matrices = [mixing.matrix[0].detach().float() for mixing in mixings]
         heads = torch.cat(matrices)
         images += [
             {"layer": layer, "head": head, "mixer": name, "png": picture(heads[head].cpu().numpy())}
@@ -50,14 +54,16 @@ def _layers_to_show(model: SeqmixForCausalLM) -> Iterator[tuple[int, str]]:
             yield layer, name
 
 
-def _mixer_inputs(model: SeqmixForCausalLM, input_ids: Tensor) -> list[Tensor]:
-    """What each layer's mixer receives, (1, time, dim)."""
-    inputs: list[Tensor] = []
+def _mixer_inputs(model: SeqmixForCausalLM, input_ids: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    """What each layer's mixer receives, (1, time, dim), and what the first layer handed on to it."""
+    inputs: list[tuple[Tensor, Tensor | None]] = []
 
-    def keep(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        inputs.append(arguments[0].detach())
+    def keep(block: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        assert isinstance(block, Block)
+        x, _state, _document_ids, _capacity, branch, shared = arguments
+        inputs.append((block.mixer_input(x, branch), shared))
 
-    hooks = [block.mixer.register_forward_pre_hook(keep) for block in model.model.layers]
+    hooks = [block.register_forward_pre_hook(keep) for block in model.model.layers]
     try:
         with torch.no_grad():
             model(input_ids=input_ids, use_cache=False)

@@ -39,7 +39,7 @@ from seqmix.mixers.convolution import ConvSamba, DepthwiseConv, GatedConv
 from seqmix.mixers.recurrent import LSTM
 from seqmix.mixers.state_space import Mamba2
 from seqmix.models import SeqmixForCausalLM
-from seqmix.models.block import Block
+from seqmix.models.block import Block, FeedForward
 
 
 class CannotLowerError(InputError):
@@ -231,9 +231,13 @@ def _block(block: Block, build: _Builder, x: Span) -> Span:
         x = build.norm(x, block.mixer_norm)
     if block.feed_forward is None:
         return x
+    if not isinstance(block.feed_forward, FeedForward):
+        raise CannotLowerError(
+            f"a feed-forward that is a {type(block.feed_forward).__name__} cannot be lowered: use the torch engine"
+        )
     assert block.feed_forward_norm is not None
     inner = build.norm(x, block.feed_forward_norm) if block.is_pre_norm else x
-    gate, up, down = (getattr(block.feed_forward, name) for name in ("gate_proj", "up_proj", "down_proj"))
+    gate, up, down = block.feed_forward.gate_proj, block.feed_forward.up_proj, block.feed_forward.down_proj
     width = gate.out_features
     first, second = build.linear(inner, torch.cat([_plain(gate.weight), _plain(up.weight)]), None).split(width, width)
     wide = build.put(Multiply(out=build.vector(width), a=first, b=second, silu=True))
@@ -251,6 +255,10 @@ def lower(model: SeqmixForCausalLM) -> Program:
     config = model.config
     table = cast(nn.Embedding, model.model.embed_tokens).weight
     x = build.put(Embed(out=build.vector(config.hidden_size), table=_plain(table)))
+    if config.embedding_position not in ("none", "rope"):
+        raise CannotLowerError(
+            f"embedding_position {config.embedding_position!r} cannot be lowered: use the torch engine"
+        )
     if config.embedding_position == "rope":
         x = build.rotate(x, Angles(config.hidden_size, config.rope_theta))
     for layer, block in enumerate(model.model.layers):

@@ -9,8 +9,9 @@ Shapes: B batch, T time, D model width.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from seqmix.cost import Cost, linear_flops
 from seqmix.kernels.gate import swiglu
 from seqmix.kernels.norm import add_norm
 from seqmix.kernels.recompute import offer, recomputing
-from seqmix.mixer import Mixed, State
+from seqmix.mixer import BOOKKEEPING_BYTES, Mixer, SharingMixer, State
 from seqmix.mixers import create_mixer
 from seqmix.models.config import SeqmixConfig
 
@@ -55,11 +56,31 @@ def make_norm(config: SeqmixConfig) -> RMSNorm | LayerNorm:
 
 
 class Pending(NamedTuple):
-    """What a block returns: its output is x + branch, a sum that the next norm forms on its way (None: x alone)."""
+    """What a block returns: its output is x + branch, a sum that the next norm forms on its way (None: x alone).
+
+    shared: what the first layer hands on, None where no mixer does.
+    """
 
     x: Tensor
     branch: Tensor | None
     state: State | None
+    shared: Tensor | None
+
+
+class Stepped(NamedTuple):
+    """What a block's step returns; the fields are those of Pending."""
+
+    x: Tensor
+    state: State
+    shared: Tensor | None
+
+
+@dataclass
+class BlockState(State):
+    """The states of a block whose feed-forward is a mixer too; any other block's state is its mixer's."""
+
+    mixer: State
+    feed_forward: State
 
 
 class FeedForward(nn.Module):
@@ -96,9 +117,31 @@ class Block(GradientCheckpointingLayer):
         self.mixer = create_mixer(options.pop("name"), config.hidden_size, **options)
         self.mixer_norm = make_norm(config)
         width = config.feed_forward_of_layer(layer)
-        self.feed_forward = FeedForward(config.hidden_size, width) if width else None
+        self.feed_forward: FeedForward | Mixer | None = None
+        if width and config.feed_forward_mixer is not None:
+            options = {**config.feed_forward_mixer, "width": width}
+            self.feed_forward = create_mixer(options.pop("name"), config.hidden_size, **options)
+        elif width:
+            self.feed_forward = FeedForward(config.hidden_size, width)
         self.feed_forward_norm = make_norm(config) if width else None
         self.is_pre_norm = config.norm_position == "pre"
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixers that a position goes through, in this order."""
+        return [self.mixer, self.feed_forward] if isinstance(self.feed_forward, Mixer) else [self.mixer]
+
+    def init_state(self, batch: int, capacity: int | None = None, **where: Any) -> State:
+        """The state before the first token, as the mixer's."""
+        state = self.mixer.init_state(batch, capacity, **where)
+        if not isinstance(self.feed_forward, Mixer):
+            return state
+        inner = self.feed_forward.init_state(batch, capacity, **where)
+        return BlockState(state.position.clone(), state.document.clone(), state, inner)
+
+    def mixer_input(self, x: Tensor, branch: Tensor | None) -> Tensor:
+        """What the mixer reads when the block reads x + branch."""
+        return self.mixer_norm.with_residual(x, branch)[1] if self.is_pre_norm else x
 
     def forward(
         self,
@@ -107,58 +150,118 @@ class Block(GradientCheckpointingLayer):
         document_ids: Tensor | None = None,
         capacity: int | None = None,
         branch: Tensor | None = None,
+        shared: Tensor | None = None,
     ) -> Pending:
         """As the mixer's forward on x (batch, time, dim), or on x + branch."""
         # Checkpointing keeps nothing of a block, and must see what is kept inside.
         is_kept = not self.training or self.gradient_checkpointing or torch.compiler.is_compiling()
         with nullcontext() if is_kept or not torch.is_grad_enabled() else recomputing():
             if self.is_pre_norm:
-                return self._forward_pre(x, state, document_ids, capacity, branch)
+                return self._forward_pre(x, state, document_ids, capacity, branch, shared)
             assert branch is None
-            y, after = self.mixer(x, state, document_ids=document_ids, capacity=capacity)
+            y, after, shared = self._mix(x, state, document_ids, capacity, shared)
             x = self.mixer_norm.with_residual(x, y)[1]
             if self.feed_forward is not None:
-                x = self._feed_forward_norm().with_residual(x, self.feed_forward(x))[1]
-            return Pending(x, None, after)
+                y, after = self._feed(x, state, after, document_ids, capacity)
+                x = self._feed_forward_norm().with_residual(x, y)[1]
+            return Pending(x, None, after, shared)
 
     def _forward_pre(
-        self, x: Tensor, state: State | None, document_ids: Tensor | None, capacity: int | None, branch: Tensor | None
+        self,
+        x: Tensor,
+        state: State | None,
+        document_ids: Tensor | None,
+        capacity: int | None,
+        branch: Tensor | None,
+        shared: Tensor | None,
     ) -> Pending:
         x, inner = self.mixer_norm.with_residual(x, branch)
         offer(inner, partial(self.mixer_norm, x.detach()))
-        y, after = self.mixer(inner, state, document_ids=document_ids, capacity=capacity)
+        y, after, shared = self._mix(inner, state, document_ids, capacity, shared)
         if self.feed_forward is None:
-            return Pending(x, y, after)
+            return Pending(x, y, after, shared)
         norm = self._feed_forward_norm()
         x, inner = norm.with_residual(x, y)
         offer(inner, partial(norm, x.detach()))
-        return Pending(x, self.feed_forward(inner), after)
+        y, after = self._feed(inner, state, after, document_ids, capacity)
+        return Pending(x, y, after, shared)
 
-    def step(self, x: Tensor, state: State) -> Mixed:
+    def _mix(
+        self,
+        x: Tensor,
+        state: State | None,
+        document_ids: Tensor | None,
+        capacity: int | None,
+        shared: Tensor | None,
+    ) -> tuple[Tensor, State | None, Tensor | None]:
+        """The mixer's output, its state, and what is handed on."""
+        own = state.mixer if isinstance(state, BlockState) else state
+        if isinstance(self.mixer, SharingMixer):
+            (y, after), shared = self.mixer.forward_sharing(
+                x, own, shared, document_ids=document_ids, capacity=capacity
+            )
+        else:
+            y, after = self.mixer(x, own, document_ids=document_ids, capacity=capacity)
+        return y, after, shared
+
+    def _feed(
+        self,
+        x: Tensor,
+        state: State | None,
+        after: State | None,
+        document_ids: Tensor | None,
+        capacity: int | None,
+    ) -> tuple[Tensor, State | None]:
+        """The feed-forward's output, and the block's state once the mixer's is `after`."""
+        assert self.feed_forward is not None
+        if not isinstance(self.feed_forward, Mixer):
+            return self.feed_forward(x), after
+        own = state.feed_forward if isinstance(state, BlockState) else None
+        y, inner = self.feed_forward(x, own, document_ids=document_ids, capacity=capacity)
+        assert after is not None
+        return y, BlockState(after.position, after.document, after, inner)
+
+    def step(self, x: Tensor, state: State, shared: Tensor | None = None) -> Stepped:
         """As the mixer's step, x (batch, dim)."""
-        if not self.is_pre_norm:
-            y, after = self.mixer.step(x, state)
-            x = self.mixer_norm(x + y)
-            return Mixed(x if self.feed_forward is None else self._feed_forward_norm()(x + self.feed_forward(x)), after)
-        y, after = self.mixer.step(self.mixer_norm(x), state)
-        x = x + y
-        return Mixed(x if self.feed_forward is None else x + self.feed_forward(self._feed_forward_norm()(x)), after)
+        own = state.mixer if isinstance(state, BlockState) else state
+        given = self.mixer_norm(x) if self.is_pre_norm else x
+        if isinstance(self.mixer, SharingMixer):
+            (y, after), shared = self.mixer.step_sharing(given, own, shared)
+        else:
+            y, after = self.mixer.step(given, own)
+        x = x + y if self.is_pre_norm else self.mixer_norm(x + y)
+        if self.feed_forward is None:
+            return Stepped(x, after, shared)
+        norm = self._feed_forward_norm()
+        given = norm(x) if self.is_pre_norm else x
+        if isinstance(self.feed_forward, Mixer):
+            assert isinstance(state, BlockState)
+            y, inner = self.feed_forward.step(given, state.feed_forward)
+            after = BlockState(after.position, after.document, after, inner)
+        else:
+            y = self.feed_forward(given)
+        return Stepped(x + y if self.is_pre_norm else norm(x + y), after, shared)
 
     def _feed_forward_norm(self) -> RMSNorm | LayerNorm:
         assert self.feed_forward_norm is not None
         return self.feed_forward_norm
 
-    def _around_mixer(self, positions: int) -> Cost:
-        """The cost of norms, residuals and feed-forward."""
+    def _norms_cost(self, positions: int) -> Cost:
+        """The cost of norms and residuals."""
         norms = [norm for norm in (self.mixer_norm, self.feed_forward_norm) if norm is not None]
         weights = sum(parameter.numel() for norm in norms for parameter in norm.parameters())
-        cost = Cost(other_flops=len(norms) * 6 * positions * self.mixer.dim, parameters=weights)
-        return cost if self.feed_forward is None else cost + self.feed_forward.cost(positions)
+        return Cost(other_flops=len(norms) * 6 * positions * self.mixer.dim, parameters=weights)
 
     def cost(self, batch: int, time: int) -> Cost:
         """The cost of forward over `batch` rows of `time` positions."""
-        return self.mixer.cost(batch, time) + self._around_mixer(batch * time)
+        cost = self.mixer.cost(batch, time) + self._norms_cost(batch * time)
+        if isinstance(self.feed_forward, Mixer):
+            return cost + self.feed_forward.cost(batch, time) + Cost(state_bytes=batch * BOOKKEEPING_BYTES)
+        return cost if self.feed_forward is None else cost + self.feed_forward.cost(batch * time)
 
     def step_cost(self, batch: int, position: int) -> Cost:
         """The cost of one step with `position` tokens already read."""
-        return self.mixer.step_cost(batch, position) + self._around_mixer(batch)
+        cost = self.mixer.step_cost(batch, position) + self._norms_cost(batch)
+        if isinstance(self.feed_forward, Mixer):
+            return cost + self.feed_forward.step_cost(batch, position) + Cost(state_bytes=batch * BOOKKEEPING_BYTES)
+        return cost if self.feed_forward is None else cost + self.feed_forward.cost(batch)

@@ -10,7 +10,7 @@ from seqmix.errors import InputError, unknown_name
 
 NORMS = ("rms", "layer")
 NORM_POSITIONS = ("pre", "post")
-EMBEDDING_POSITIONS = ("none", "rope")
+EMBEDDING_POSITIONS = ("none", "learned", "sinusoidal", "rope")
 
 
 class SeqmixConfig(PreTrainedConfig):
@@ -23,12 +23,15 @@ class SeqmixConfig(PreTrainedConfig):
         mixers: one entry a layer, or a shorter pattern that the layers repeat; an entry is
             `{"name": MIXER, OPTION: VALUE, ...}` with the options of that mixer's config.
         feed_forward: width of the SwiGLU feed-forward, 0 for none; one number, or one a layer.
+        feed_forward_mixer: a mixer in place of the SwiGLU, as an entry of `mixers`; its option `width` is feed_forward.
         norm: "rms" or "layer".
         norm_position: "pre" (x + f(norm(x)), and a norm at the end) or "post" (norm(x + f(x))).
         norm_eps: added to the variance.
-        embedding_position: "none", or "rope" to turn the embedding by its position in the document.
-        rope_theta: the base of that rotation.
-        max_position_embeddings: the context the model is made and trained for, in tokens.
+        embedding_position: "none", "learned", "sinusoidal", or "rope" to turn the embedding by its position in the
+            document; see `positions.py`.
+        rope_theta: the base of the rotation and of the sinusoids.
+        max_position_embeddings: the context the model is made and trained for, in tokens; as many positions are
+            learned where they are.
         initializer_range: standard deviation of the embedding.
         preset: the name of the preset this came from, if any.
     """
@@ -43,6 +46,7 @@ class SeqmixConfig(PreTrainedConfig):
     num_hidden_layers: int = 4
     mixers: list[dict[str, Any]] | None = None
     feed_forward: int | list[int] = 0
+    feed_forward_mixer: dict[str, Any] | None = None
     norm: str = "rms"
     norm_position: str = "pre"
     norm_eps: float = 1e-5
@@ -84,6 +88,10 @@ class SeqmixConfig(PreTrainedConfig):
             raise InputError(
                 f"feed_forward has {len(self.feed_forward)} widths for {self.num_hidden_layers} layers: "
                 "give one number, or one a layer"
+            )
+        if self.feed_forward_mixer is not None and self.feed_forward == 0:
+            raise InputError(
+                f"feed_forward_mixer is {self.feed_forward_mixer['name']!r} but feed_forward is 0: give its width"
             )
         super().__post_init__(**kwargs)
 

@@ -19,10 +19,11 @@ from seqmix.cost import Cost, linear_flops
 from seqmix.errors import InputError
 from seqmix.kernels.cross_entropy import linear_cross_entropy, linear_token_losses
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixer, place
-from seqmix.mixers.rotary import rotate
 from seqmix.models.block import Block, LayerNorm, RMSNorm, make_norm
 from seqmix.models.config import SeqmixConfig
 from seqmix.models.padding import documents_of_mask, forward_padded, padding_is_documents
+from seqmix.models.positions import PositionEmbedding
+from seqmix.models.reach import path_length, positions_seen, receptive_field
 from seqmix.models.state import ModelState, SeqmixCache
 
 RESIDUAL_WRITERS = ("o_proj", "out_proj", "down_proj")
@@ -57,6 +58,7 @@ class SeqmixModel(SeqmixPreTrainedModel):
     def __init__(self, config: SeqmixConfig) -> None:
         super().__init__(config)
         self.embed_tokens: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = PositionEmbedding(config)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm: RMSNorm | LayerNorm | nn.Identity = (
             make_norm(config) if config.norm_position == "pre" else nn.Identity()
@@ -92,25 +94,21 @@ class SeqmixModel(SeqmixPreTrainedModel):
     ) -> tuple[Tensor, ModelState]:
         """From embeddings (batch, time, dim) to the normed output of the last block, and the state after it."""
         placement = place(embeddings, state, document_ids)
-        x = embeddings
-        if self.config.embedding_position == "rope":
-            x = rotate(x, placement.positions, self.config.rope_theta)
-        layers, branch = [], None
+        x = self.embed_positions(embeddings, placement.positions)
+        layers, branch, shared = [], None, None
         for index, block in enumerate(self.layers):
             before = None if state is None else state.layers[index]
-            x, branch, after = block(x, before, document_ids, capacity, branch)
+            x, branch, after, shared = block(x, before, document_ids, capacity, branch, shared)
             layers.append(after)
         x = x if isinstance(self.norm, nn.Identity) else self.norm.with_residual(x, branch)[1]
         return x, ModelState(placement.position, placement.document, tuple(layers))
 
     def step(self, token_ids: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """One more token (batch,) of the state's documents; the state is consumed."""
-        x = self.embed_tokens(token_ids)
-        if self.config.embedding_position == "rope":
-            x = rotate(x[:, None], state.position[:, None], self.config.rope_theta)[:, 0]
-        layers = []
+        x = self.embed_positions(self.embed_tokens(token_ids), state.position)
+        layers, shared = [], None
         for block, before in zip(self.layers, state.layers, strict=True):
-            x, after = block.step(x, before)  # type: ignore[operator]  # items of a ModuleList have no class
+            x, after, shared = block.step(x, before, shared)  # type: ignore[operator]  # items of a ModuleList
             layers.append(after)
         return self.norm(x), ModelState(state.position + 1, state.document, tuple(layers))
 
@@ -285,7 +283,7 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
         """The state before the first token; capacity bounds the states that grow."""
         device = self.device if device is None else device
         layers = tuple(
-            block.mixer.init_state(batch, capacity, device=device, dtype=self.dtype if dtype is None else dtype)
+            block.init_state(batch, capacity, device=device, dtype=self.dtype if dtype is None else dtype)
             for block in self.model.layers
         )
         count = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -324,7 +322,8 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
         return Cost(
             product_flops=linear_flops(positions, dim, vocab),
             other_flops=6 * positions * dim,
-            parameters=tables * dim * vocab + sum(p.numel() for p in self.model.norm.parameters()),
+            parameters=tables * dim * vocab
+            + sum(p.numel() for module in (self.model.norm, self.model.embed_positions) for p in module.parameters()),
             bytes_moved=size * (dim * vocab + positions * (dim + vocab)),
         )
 
@@ -354,29 +353,25 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
 
     @property
     def non_embedding_parameters(self) -> int:
-        """Parameters without the embedding and, where it has its own, the head's table."""
+        """Parameters without the embeddings (tokens, learned positions) and, where it has its own, the head's table."""
         tables = {id(self.model.embed_tokens.weight), id(self.lm_head.weight)}
+        tables.update(id(parameter) for parameter in self.model.embed_positions.parameters())
         return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in tables)
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """All mixers between positions, first layer first; those in a feed-forward's place are among them."""
+        return [mixer for block in self.model.layers for mixer in block.mixers]
 
     @property
     def receptive_field(self) -> int | None:
         """The span in tokens that one output can depend on, itself included; None where it is unbounded."""
-        spans = [block.mixer.receptive_field for block in self.model.layers]
-        return None if None in spans else 1 + sum(span - 1 for span in spans)
+        return receptive_field(self.mixers)
 
     @property
     def positions_seen(self) -> int | None:
-        """How many tokens of the receptive field can really reach the output; None where all earlier ones can."""
-        if self.receptive_field is None:
-            return None
-        # Bit d of a whole number stands for the token d positions back: a shift moves all of them at once.
-        reached = 1
-        for block in self.model.layers:
-            earlier = reached
-            # The residual passes every position on, so lag 0 is always among the lags.
-            for lag in block.mixer.lags or ():
-                reached |= earlier << lag
-        return reached.bit_count()
+        """How many tokens of the receptive field can really reach the output; None where it is unbounded."""
+        return positions_seen(self.mixers)
 
     def to_huggingface(self) -> PreTrainedModel:
         """The Hugging Face model (Llama or Mamba-2) with these weights; see `seqmix.models.convert`."""
@@ -385,11 +380,5 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
         return to_huggingface(self)
 
     def path_length(self, distance: int) -> int | None:
-        """The fewest layers through which a token `distance` positions back can reach the output; None if it cannot."""
-        spans = sorted((block.mixer.receptive_field or distance + 1 for block in self.model.layers), reverse=True)
-        reached = 0
-        for layers, span in enumerate(spans, start=1):
-            reached += span - 1
-            if reached >= distance:
-                return layers
-        return None
+        """The fewest mixers through which a token `distance` positions back can reach the output; None if it cannot."""
+        return path_length(self.mixers, distance)
