@@ -48,6 +48,11 @@ def _addmv(bias: Tensor, a: Tensor, b: Tensor, *rest: Any, **kwargs: Any) -> int
     return 2 * a.numel()
 
 
+def _solve_triangular(a: Tensor, b: Tensor, *rest: Any, **kwargs: Any) -> int:
+    """Each right-hand side of n numbers takes n² / 2 multiply-adds."""
+    return a.shape[-1] * b.numel()
+
+
 def _convolution_flops(
     weight: Tensor, input_shape: Sequence[int], output_shape: Sequence[int], transposed: bool
 ) -> int:
@@ -146,6 +151,7 @@ _FORMULAS: dict[Any, Formula] = {
     aten.addmv: _addmv,
     aten.dot: _mv,
     aten.vdot: _mv,
+    aten.linalg_solve_triangular: _solve_triangular,
     aten.mkldnn_rnn_layer: _lstm_layer,
     aten.mkldnn_rnn_layer_backward: _lstm_layer_backward,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
@@ -193,6 +199,15 @@ def _gated_depthwise_conv_backward(grad: Tensor, *rest: Any) -> int:
     return 2 * _depthwise_conv(grad, weight)
 
 
+def _dynamic_conv(padded: Tensor, weight: Tensor) -> int:
+    """Every tap of a head and position meets the head's channels."""
+    return 2 * weight[..., 0, :].numel() * padded.shape[2]
+
+
+def _dynamic_conv_backward(grad: Tensor, padded: Tensor, weight: Tensor) -> int:
+    return 2 * _dynamic_conv(padded, weight)
+
+
 def _state_space_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, runs: Any, chunk: int
 ) -> int:
@@ -211,6 +226,8 @@ _FORMULAS_BY_NAME: dict[str, Formula] = {
     "seqmix::gated_depthwise_conv_backward": _gated_depthwise_conv_backward,
     "seqmix::swiglu_depthwise_conv": _swiglu_depthwise_conv,
     "seqmix::swiglu_depthwise_conv_backward": _gated_depthwise_conv_backward,
+    "seqmix::dynamic_conv": _dynamic_conv,
+    "seqmix::dynamic_conv_backward": _dynamic_conv_backward,
     "seqmix::linear_cross_entropy": _head_loss,
     "seqmix::linear_token_losses": _head_token_losses,
     "seqmix::linear_token_losses_backward": _head_token_losses_backward,

@@ -15,11 +15,15 @@ _BUILT_IN = {
     "convsamba": "seqmix.mixers.convolution:ConvSamba",
     "dense": "seqmix.mixers.dense:Dense",
     "depthwise_conv": "seqmix.mixers.convolution:DepthwiseConv",
+    "dynamic_conv": "seqmix.mixers.dynamic_convolution:DynamicConv",
     "gated_conv": "seqmix.mixers.convolution:GatedConv",
+    "involution": "seqmix.mixers.involution:Involution",
+    "light_conv": "seqmix.mixers.dynamic_convolution:LightConv",
     "lstm": "seqmix.mixers.recurrent:LSTM",
     "mamba2": "seqmix.mixers.state_space:Mamba2",
     "parallel": "seqmix.mixers.parallel:Parallel",
     "pool": "seqmix.mixers.pool:Pool",
+    "rwkv7": "seqmix.mixers.rwkv7:RWKV7",
 }
 _registered: dict[str, type[Mixer]] = {}
 

@@ -1,0 +1,91 @@
+"""The dynamic convolution tap by tap, in pieces of time that stay in the cache, with a backward of its own.
+
+A loop over the taps reads and writes the whole output once a tap; within a piece those passes never leave the cache.
+Sums are kept in float32. Autograd of that loop would hold and add up a gradient as large as x for every tap; here
+each tap's part is added in place, so that memory is linear in time and does not grow with the kernel.
+
+Shapes: B batch, T time, P padded time (T + K - 1), H heads of W neighbouring channels, D channels (H * W), K kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 17
+"""Numbers of a piece on a CPU: few enough for its cache, enough to outweigh the call of an operation."""
+
+
+def _pieces(grad_or_x_BPD: Tensor, weight_BTHK: Tensor) -> Iterator[tuple[slice, int, int]]:
+    """(rows, first, last) that together cover every position; a GPU takes them all at once."""
+    batch, time = weight_BTHK.shape[:2]
+    rows, steps = batch, time
+    if grad_or_x_BPD.device.type == "cpu":
+        positions = max(1, PIECE // grad_or_x_BPD.shape[2])
+        rows, steps = max(1, positions // max(1, time)), positions
+    for row in range(0, batch, max(1, rows)):
+        for first in range(0, time, steps):
+            yield slice(row, row + rows), first, min(first + steps, time)
+
+
+@torch.library.custom_op("seqmix::dynamic_conv", mutates_args=())
+def convolve(padded: Tensor, weight: Tensor) -> Tensor:
+    """As the reference."""
+    batch, time, heads, kernel = weight.shape
+    wide = torch.promote_types(padded.dtype, torch.float32)
+    y = padded.new_empty(batch, time, padded.shape[2])
+    for rows, first, last in _pieces(padded, weight):
+        source = padded[rows, first : last + kernel - 1].to(wide).unflatten(2, (heads, -1))
+        taps = weight[rows, first:last].to(wide)
+        total = taps[..., 0, None] * source[:, : last - first]
+        for tap in range(1, kernel):
+            total.addcmul_(taps[..., tap, None], source[:, tap : tap + last - first])
+        y[rows, first:last] = total.flatten(2)
+    return y
+
+
+@convolve.register_fake
+def _(padded: Tensor, weight: Tensor) -> Tensor:
+    return padded.new_empty(*weight.shape[:2], padded.shape[2])
+
+
+@torch.library.custom_op("seqmix::dynamic_conv_backward", mutates_args=())
+def _backward(grad: Tensor, padded: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of `padded` and `weight`."""
+    heads, kernel = weight.shape[2:]
+    wide = torch.promote_types(padded.dtype, torch.float32)
+    grad_padded = torch.zeros(padded.shape, dtype=wide, device=padded.device)
+    grad_weight = weight.new_empty(weight.shape)
+    for rows, first, last in _pieces(padded, weight):
+        own = grad[rows, first:last].to(wide).unflatten(2, (heads, -1))
+        source = padded[rows, first : last + kernel - 1].to(wide).unflatten(2, (heads, -1))
+        grad_source = grad_padded[rows, first : last + kernel - 1].unflatten(2, (heads, -1))
+        taps = weight[rows, first:last].to(wide)
+        grad_taps = torch.empty_like(taps)
+        product = torch.empty_like(own)
+        for tap in range(kernel):
+            there = slice(tap, tap + last - first)
+            grad_source[:, there].addcmul_(taps[..., tap, None], own)
+            torch.mul(own, source[:, there], out=product)
+            torch.sum(product, dim=-1, out=grad_taps[..., tap])
+        grad_weight[rows, first:last] = grad_taps
+    return grad_padded.to(padded.dtype), grad_weight
+
+
+@_backward.register_fake
+def _(grad: Tensor, padded: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return padded.new_empty(padded.shape), weight.new_empty(weight.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    return _backward(grad, *ctx.saved_tensors)
+
+
+convolve.register_autograd(_gradients, setup_context=_save)
