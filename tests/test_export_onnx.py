@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from lowerable import LOWERABLE, OTHERS
 
 import seqmix
 from seqmix.errors import InputError, SeqmixError
@@ -16,9 +17,10 @@ from seqmix.export import lower
 from seqmix.export import onnx as export_module
 from seqmix.export.graph import NBITS_BLOCK, build_graph
 from seqmix.export.int8 import packed_blocks, to_int8
+from seqmix.export.lowering import CannotLowerError
 from seqmix.export.onnx import empty_states, export_onnx, run_step, standalone_graph
 from seqmix.export.program import Embed, Linear, Program, Span, inputs_of
-from seqmix.models import SeqmixForCausalLM, list_models
+from seqmix.models import SeqmixForCausalLM
 
 FLOAT32_ROUNDING = 2.0**-24
 
@@ -32,7 +34,7 @@ def open_file(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("preset", list_models())
+@pytest.mark.parametrize("preset", LOWERABLE)
 def test_the_file_steps_as_the_model(preset: str, tmp_path: Path) -> None:
     model = tiny(preset)
     path = tmp_path / "model.onnx"
@@ -53,7 +55,7 @@ def test_the_file_steps_as_the_model(preset: str, tmp_path: Path) -> None:
         assert np.abs(found - right).max() <= band, f"position {position}"
 
 
-@pytest.mark.parametrize("preset", list_models())
+@pytest.mark.parametrize("preset", LOWERABLE)
 def test_states_are_named_and_as_small_as_the_models_own(preset: str) -> None:
     model = tiny(preset)
     graph = standalone_graph(model)
@@ -77,7 +79,7 @@ def test_the_graph_of_the_engine_leaves_rings_outside() -> None:
     assert {ring.name + ".sums" for ring in program.rings} <= sizes.keys()
 
 
-@pytest.mark.parametrize("preset", list_models())
+@pytest.mark.parametrize("preset", LOWERABLE)
 def test_programs_write_before_they_read_and_nothing_twice(preset: str) -> None:
     program = lower(tiny(preset))
     written = {memory.name for memory in program.memories}
@@ -87,6 +89,12 @@ def test_programs_write_before_they_read_and_nothing_twice(preset: str) -> None:
         assert operation.out.first == 0
         written.add(operation.out.vector)
     assert program.logits.width == program.vocab_size
+
+
+@pytest.mark.parametrize("preset", OTHERS)
+def test_what_has_no_operations_says_which_engine_runs_it(preset: str) -> None:
+    with pytest.raises(CannotLowerError, match=r"engine torch|torch engine"):
+        lower(tiny(preset))
 
 
 def product(weight: torch.Tensor, x: np.ndarray, *, int8: bool) -> np.ndarray:
