@@ -56,3 +56,8 @@ def place_piece(
     last_border = torch.where(is_new, steps, -1).cummax(dim=1).values
     positions = torch.where(last_border >= 0, steps - last_border, start[:, None] + steps)
     return Placement(positions, is_new.cumsum(dim=1), positions[:, -1] + 1, document_ids[:, -1].clone(), True)
+
+
+def begins(runs: Tensor) -> Tensor:
+    """(batch, time) bool: whether a document begins at a position, for the runs of a `Placement`."""
+    return runs != torch.cat([torch.zeros_like(runs[:, :1]), runs[:, :-1]], dim=1)
