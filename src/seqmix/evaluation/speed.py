@@ -1,8 +1,8 @@
 """How fast a model reads and writes, and how large its state is, by context.
 
 A pass reads random tokens in pieces from an empty state up to the longest context. At every context n on the way it
-notes the time of the reading so far (prefill), and times single steps with exactly n tokens read (decode), each on a
-copy of the state made outside the clock, so that the context does not drift. All models take their turn at a context
+notes the time of the reading so far (prefill), and times runs of a few steps with n tokens read (decode), each on a
+copy of the state made outside the clock, so that the context hardly drifts. All models take their turn at a context
 before any goes on to the next one, and passes are repeated while time is left: a machine that changes its speed
 does so for all. Medians are over all passes.
 """
@@ -29,6 +29,8 @@ PIECE = 1024
 MAX_PASSES = 7
 _STEPS_AT_LEAST = 3
 _STEPS_AT_MOST = 64
+_RUNS_AT_LEAST = 2
+_LONGEST_RUN = 8
 _STEP_SHARE = 1 / 6
 """The share of the time budget that one pass gives to steps."""
 
@@ -212,6 +214,8 @@ class _Measured:
     def warm_up(self) -> None:
         """Lets libraries choose their kernels and memory settle, outside of the clock."""
         length = min(PIECE, self.contexts[0])
+        if self.model.longest_context is not None:
+            length = max(1, min(length, (self.model.longest_context - _STEPS_AT_LEAST) // 2))
         _, state = self.model.prefill(self._tokens(length))
         _, state = self.model.prefill(self._tokens(length), state)
         for _ in range(_STEPS_AT_LEAST):
@@ -251,6 +255,9 @@ class _Measured:
 
     def _obstacle(self, context: int, seconds_left: float | None) -> str | None:
         """Why a context cannot be measured, or None."""
+        longest = self.model.longest_context
+        if longest is not None and context + _run_length(context) > longest:
+            return f"the model has learned {longest} positions"
         needed = _STATE_COPIES * self._state_bytes(context)
         available = available_bytes(self.model.device)
         if available is not None and needed > available:
@@ -280,21 +287,23 @@ class _Measured:
         self.prefill_seconds.setdefault(length + 1, []).append(self.seconds)
 
     def _time_steps(self, context: int, slice_seconds: float) -> None:
-        """Times steps with `context` tokens read. The last of them is a step, which makes room in a growing state."""
+        """Times short runs of steps with `context` tokens read. The token before makes room in a growing state."""
         assert self.state is not None
         tokens = self._tokens(1)[:, 0]
         _, ready = self.model.step(tokens, self.state.clone())
+        run = _run_length(context)
         begin = time.perf_counter()
         samples: list[float] = []
-        while len(samples) < _STEPS_AT_MOST:
+        while len(samples) * run < _STEPS_AT_MOST:
             copy = ready.clone()
             self._wait()
             start = time.perf_counter()
-            self.model.step(tokens, copy)
+            for _ in range(run):
+                _, copy = self.model.step(tokens, copy)
             self._wait()
             end = time.perf_counter()
-            samples.append(end - start)
-            if end - begin > slice_seconds and len(samples) >= _STEPS_AT_LEAST:
+            samples.append((end - start) / run)
+            if end - begin > slice_seconds and len(samples) >= _RUNS_AT_LEAST:
                 break
         self.step_seconds.setdefault(context, []).extend(samples)
 
@@ -331,6 +340,14 @@ class _Measured:
             threads=torch.get_num_threads(),
             seconds=seconds,
         )
+
+
+def _run_length(context: int) -> int:
+    """Steps timed together, so that a mixer whose steps cost more at some positions shows their mean.
+
+    They are few beside the context, so that it hardly grows.
+    """
+    return max(1, min(_LONGEST_RUN, context // 16))
 
 
 def _rates(

@@ -359,6 +359,11 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
         return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in tables)
 
     @property
+    def longest_context(self) -> int | None:
+        """How many positions the model can tell apart at most; None for no bound."""
+        return self.model.embed_positions.longest
+
+    @property
     def mixers(self) -> list[Mixer]:
         """All mixers between positions, first layer first; those in a feed-forward's place are among them."""
         return [mixer for block in self.model.layers for mixer in block.mixers]
