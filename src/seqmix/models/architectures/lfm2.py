@@ -13,8 +13,8 @@ from typing import Any
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from seqmix.errors import InputError
-from seqmix.models.config import SeqmixConfig
 from seqmix.models.architectures.names import Names, common_fields, require, rope_theta, single_width
+from seqmix.models.config import SeqmixConfig
 from seqmix.models.language_model import SeqmixForCausalLM
 
 NAMES: Names = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seqmix.models.config import SeqmixConfig
 from seqmix.models.architectures.names import Names, common_fields, require, rope_theta, single_width
+from seqmix.models.config import SeqmixConfig
 from seqmix.models.language_model import SeqmixForCausalLM
 
 NAMES: Names = (

@@ -7,8 +7,8 @@ import math
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from seqmix.errors import InputError
-from seqmix.models.config import SeqmixConfig
 from seqmix.models.architectures.names import Names, common_fields, require
+from seqmix.models.config import SeqmixConfig
 from seqmix.models.language_model import SeqmixForCausalLM
 
 NAMES: Names = (
