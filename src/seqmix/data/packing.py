@@ -14,24 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from seqmix.data.batch import IGNORED, Batch, permutation
 from seqmix.data.token_store import TokenStore
 from seqmix.errors import InputError
-
-IGNORED = -100
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """input_ids, targets: (rows, context) int64; a target is the token after the input, or -100 where there is none.
-
-    document_ids: (rows, context) int64, different for neighbouring documents, or None when no row holds a border.
-    """
-
-    input_ids: Tensor
-    targets: Tensor
-    document_ids: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +124,11 @@ class PackedStream:
         return _Layout(offsets[order], borders)
 
     def _document_order(self, epoch: int) -> NDArray[np.int64]:
-        return _permutation((self.seed, epoch, 0), self.store.num_documents)
+        return permutation((self.seed, epoch, 0), self.store.num_documents)
 
     def _row_order(self, epoch: int) -> NDArray[np.int64]:
         begin = self._first_row(epoch)
-        return begin + _permutation((self.seed, epoch, 1), self._first_row(epoch + 1) - begin)
+        return begin + permutation((self.seed, epoch, 1), self._first_row(epoch + 1) - begin)
 
 
 def held_out_rows(
@@ -193,12 +179,3 @@ def _batch(ids: NDArray, documents: NDArray | None) -> Batch:
         wide[:, 1:].contiguous(),
         None if documents is None else torch.from_numpy(np.array(documents, dtype=np.int64)),
     )
-
-
-def _permutation(key: tuple[int, ...], size: int) -> NDArray[np.int64]:
-    """A permutation that depends on the key alone.
-
-    The raw output of a bit generator is stable across versions of numpy, which Generator.permutation need not be.
-    """
-    draws = np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
-    return np.argsort(draws, kind="stable")

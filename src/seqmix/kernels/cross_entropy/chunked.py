@@ -102,6 +102,37 @@ def _summed_loss(
     wants_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, its gradients of hidden and weight; those that are not wanted have no rows)."""
+    kept = _few_kept(targets, ignore_index)
+    if kept is not None:
+        hidden_KD, targets_K = hidden[kept], targets[kept]
+        operands = (weight, targets_K, divisor, ignore_index, dtype, wants_hidden, wants_weight)
+        loss, of_hidden, of_weight = _sum_chunks(hidden_KD, *operands)
+        spread = torch.zeros_like(hidden).index_copy_(0, kept, of_hidden) if wants_hidden else of_hidden
+        return loss, spread, of_weight
+    return _sum_chunks(hidden, weight, targets, divisor, ignore_index, dtype, wants_hidden, wants_weight)
+
+
+def _few_kept(targets_N: Tensor, ignore_index: int) -> Tensor | None:
+    """Which targets are kept, where they are less than half of all: the others' logits are then never formed.
+
+    On a GPU their number is not known without waiting for it, so all are formed there.
+    """
+    if targets_N.device.type != "cpu":
+        return None
+    kept = (targets_N != ignore_index).nonzero()[:, 0]
+    return kept if 2 * len(kept) < len(targets_N) else None
+
+
+def _sum_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    divisor: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    wants_hidden: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(hidden.device.type, enabled=False):
         head = _Head(hidden, weight, targets, ignore_index, dtype)
         gradients = _Gradients(head, weight, wants_hidden, wants_weight)
