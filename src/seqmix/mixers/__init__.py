@@ -17,13 +17,17 @@ _BUILT_IN = {
     "depthwise_conv": "seqmix.mixers.convolution:DepthwiseConv",
     "dynamic_conv": "seqmix.mixers.dynamic_convolution:DynamicConv",
     "gated_conv": "seqmix.mixers.convolution:GatedConv",
+    "gated_global_conv": "seqmix.mixers.global_convolution:GatedGlobalConv",
+    "global_conv": "seqmix.mixers.global_convolution:GlobalConv",
     "involution": "seqmix.mixers.involution:Involution",
     "light_conv": "seqmix.mixers.dynamic_convolution:LightConv",
     "lstm": "seqmix.mixers.recurrent:LSTM",
     "mamba2": "seqmix.mixers.state_space:Mamba2",
     "parallel": "seqmix.mixers.parallel:Parallel",
     "pool": "seqmix.mixers.pool:Pool",
+    "rwkv6_channel_mix": "seqmix.mixers.rwkv_channel_mix:RWKV6ChannelMix",
     "rwkv7": "seqmix.mixers.rwkv7:RWKV7",
+    "rwkv7_channel_mix": "seqmix.mixers.rwkv_channel_mix:RWKV7ChannelMix",
 }
 _registered: dict[str, type[Mixer]] = {}
 
