@@ -11,7 +11,9 @@ from seqmix.mixer import Mixer, build_config
 
 _BUILT_IN = {
     "attention": "seqmix.mixers.attention:Attention",
+    "bytenet": "seqmix.mixers.bytenet:ByteNet",
     "conv": "seqmix.mixers.full_convolution:Conv",
+    "convs2s": "seqmix.mixers.convs2s:ConvS2S",
     "convsamba": "seqmix.mixers.convolution:ConvSamba",
     "dense": "seqmix.mixers.dense:Dense",
     "depthwise_conv": "seqmix.mixers.convolution:DepthwiseConv",
@@ -21,10 +23,12 @@ _BUILT_IN = {
     "global_conv": "seqmix.mixers.global_convolution:GlobalConv",
     "involution": "seqmix.mixers.involution:Involution",
     "light_conv": "seqmix.mixers.dynamic_convolution:LightConv",
+    "linear_attention": "seqmix.mixers.linear_attention:LinearAttention",
     "lstm": "seqmix.mixers.recurrent:LSTM",
     "mamba2": "seqmix.mixers.state_space:Mamba2",
     "parallel": "seqmix.mixers.parallel:Parallel",
     "pool": "seqmix.mixers.pool:Pool",
+    "retnet": "seqmix.mixers.retention:RetNet",
     "rwkv6_channel_mix": "seqmix.mixers.rwkv_channel_mix:RWKV6ChannelMix",
     "rwkv7": "seqmix.mixers.rwkv7:RWKV7",
     "rwkv7_channel_mix": "seqmix.mixers.rwkv_channel_mix:RWKV7ChannelMix",
