@@ -89,16 +89,27 @@ class ConvConfig:
 
 
 class Conv(Mixer):
-    """y[t] = sum_k W_k x[t - (K - 1 - k) d] + b, or the centred form with stride and padding."""
+    """y[t] = sum_k W_k x[t - (K - 1 - k) d] + b, or the centred form with stride and padding.
+
+    Args:
+        dim, config: as of Mixer.
+        outputs: the width of y where another mixer holds this one as a part; None for dim.
+        weight_norm: give each output channel's weights a length of their own, W = scale * weight / |weight|
+            (arXiv 1602.07868).
+    """
 
     config_class = ConvConfig
     config: ConvConfig
 
-    def __init__(self, dim: int, config: ConvConfig | None = None) -> None:
+    def __init__(
+        self, dim: int, config: ConvConfig | None = None, *, outputs: int | None = None, weight_norm: bool = False
+    ) -> None:
         super().__init__(dim, config)
+        outputs = dim if outputs is None else outputs
         self.dilations = group_channels(self.config.dilation, dim, self.config.kernel)
-        self.weight = nn.Parameter(torch.empty(dim, dim, self.config.kernel))
-        self.bias = nn.Parameter(torch.empty(dim)) if self.config.bias else None
+        self.weight = nn.Parameter(torch.empty(outputs, dim, self.config.kernel))
+        self.scale = nn.Parameter(torch.empty(outputs)) if weight_norm else None
+        self.bias = nn.Parameter(torch.empty(outputs)) if self.config.bias else None
         self.reset_parameters()
 
     @classmethod
@@ -119,6 +130,21 @@ class Conv(Mixer):
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
+        self.measure_scale()
+
+    def measure_scale(self) -> None:
+        """Gives W the lengths that `weight` has, so that the two are equal."""
+        if self.scale is not None:
+            with torch.no_grad():
+                self.scale.copy_(self.weight.flatten(1).norm(dim=1))
+
+    @property
+    def filters(self) -> Tensor:
+        """W, (outputs, dim, kernel)."""
+        if self.scale is None:
+            return self.weight
+        lengths = self.weight.flatten(1).norm(dim=1)
+        return self.weight * (self.scale / lengths)[:, None, None]
 
     @property
     def traits(self) -> Traits:
@@ -135,8 +161,8 @@ class Conv(Mixer):
         return self.config.reach + 1
 
     @property
-    def positions_seen(self) -> int:
-        return self.config.kernel
+    def lags(self) -> list[int]:
+        return [self.config.sides[0] - tap * self.config.dilation for tap in reversed(range(self.config.kernel))]
 
     def forward(
         self,
@@ -173,20 +199,20 @@ class Conv(Mixer):
             padded = torch.cat([behind, x, x.new_zeros(len(x), right, self.dim)], dim=1)
             return self._sum_of_taps(padded, count, _runs_of(placement, behind.shape[1], right))
         time_last = F.pad(torch.cat([behind, x], dim=1).transpose(1, 2), (0, right))
-        return F.conv1d(time_last, self.weight, self.bias, config.stride, 0, config.dilation).transpose(1, 2)
+        return F.conv1d(time_last, self.filters, self.bias, config.stride, 0, config.dilation).transpose(1, 2)
 
     def _sum_of_taps(self, padded: Tensor, count: int, runs: Tensor | None) -> Tensor:
         """The convolution as its formula reads; a tap that points into another document counts nothing."""
         config = self.config
         here = slice(config.sides[0], config.sides[0] + count)
-        y = None
+        filters, y = self.filters, None
         for tap in range(config.kernel):
             first = tap * config.dilation
             there = slice(first, first + (count - 1) * config.stride + 1, config.stride)
             source = padded[:, there]
             if runs is not None:
                 source = torch.where((runs[:, there] == runs[:, here])[..., None], source, source.new_zeros(()))
-            moved = F.linear(source, self.weight[:, :, tap])
+            moved = F.linear(source, filters[:, :, tap])
             y = moved if y is None else y + moved
         assert y is not None
         return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -220,12 +246,12 @@ class Conv(Mixer):
             window = torch.cat([sources.to(x.dtype).transpose(1, 2), window], dim=2)
             slot = (before.position % group.length)[:, None, None].expand(-1, 1, self.dim)
             ring.scatter_(1, slot, x[:, None].to(ring.dtype))
-        y = F.linear(window.flatten(1), self.weight.flatten(1), self.bias)
+        y = F.linear(window.flatten(1), self.filters.flatten(1), self.bias)
         return Mixed(y, FullConvState(before.position + 1, before.document, before.past))
 
     def mixing(self, x: Tensor) -> list[Mixing]:
         matrix = self._taps(x.shape[1], x.device).to(x.dtype)
-        values = torch.einsum("bsi,oik->bkso", x, self.weight)
+        values = torch.einsum("bsi,oik->bkso", x, self.filters)
         return [Mixing(matrix[None], values)]
 
     def _taps(self, time: int, device: torch.device) -> Tensor:
@@ -245,16 +271,18 @@ class Conv(Mixer):
 
     def cost(self, batch: int, time: int) -> Cost:
         count = self.config.positions_out(time)
+        outputs = self.weight.shape[0]
         size = self.weight.element_size()
         state_bytes = 0
         if self.config.causal:
             state_bytes = batch * (self.dilations.past_size * size + BOOKKEEPING_BYTES)
+        others = batch * count * (outputs if self.config.bias else 0)
         return Cost(
             product_flops=2 * batch * count * self.weight.numel(),
-            other_flops=batch * count * (self.dim if self.config.bias else 0),
+            other_flops=others if self.scale is None else others + 3 * self.weight.numel(),
             parameters=self.num_parameters,
             state_bytes=state_bytes,
-            bytes_moved=size * (self.num_parameters + batch * (time + count) * self.dim) + state_bytes,
+            bytes_moved=size * (self.num_parameters + batch * (time * self.dim + count * outputs)) + state_bytes,
         )
 
 
