@@ -1,88 +1,26 @@
 // Runs the operations of step_program.h.
 //
-// A step reads every weight once and does nothing else that takes time, so matrices lie in memory in the order in
-// which they are read: panels of 16 outputs, input by input, which is one stream without jumps. Threads take panels;
-// small operations are done by the first thread while the others wait at a barrier, spinning.
+// A step reads every weight once and does nothing else that takes time (step_products.h). Threads share products and
+// what else is large; small operations are done by the first thread while the others wait (step_threads.h).
 
 #include "step_program.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <thread>
 #include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
+#include "step_products.h"
+#include "step_threads.h"
 #include "vector_math.h"
 
 namespace {
 
-constexpr int PANEL = 16;
-constexpr int HALF_PANEL = 8;
 // Channels times taps from which a convolution is worth sharing out.
 constexpr int64_t SHARED_CONVOLUTION = 8192;
-constexpr int SPINS_BEFORE_YIELD = 2000;
-constexpr int64_t PREFETCHED_BYTES = 1024;
-
-typedef int8_t Bytes __attribute__((vector_size(LANES)));
-typedef int16_t Shorts __attribute__((vector_size(LANES * 2)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-
-inline Vector load(const int8_t* from) {
-    Bytes bytes;
-    std::memcpy(&bytes, from, sizeof bytes);
-#if defined(__AVX512F__)
-    const Ints wide = (Ints)_mm512_maskz_cvtepi8_epi32(0xffff, (__m128i)bytes);
-#else
-    // Width doubled at a time, which compilers have instructions for: in one go it is done number by number.
-    const Ints wide = __builtin_convertvector(__builtin_convertvector(bytes, Shorts), Ints);
-#endif
-    return __builtin_convertvector(wide, Vector);
-}
-
-inline void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-}
-
-// All threads of a step meet here. Spinning, because the next operation is a microsecond away.
-struct Barrier {
-    alignas(64) std::atomic<int64_t> arrived{0};
-    alignas(64) std::atomic<int64_t> generation{0};
-
-    void wait(int64_t threads) {
-        if (threads == 1) return;
-        const int64_t before = generation.load(std::memory_order_relaxed);
-        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
-            arrived.store(0, std::memory_order_relaxed);
-            generation.store(before + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; generation.load(std::memory_order_acquire) == before; ++spins) {
-            pause();
-            // Another program may hold the core that the last thread needs.
-            if (spins > SPINS_BEFORE_YIELD) std::this_thread::yield();
-        }
-    }
-};
-
-struct Share {
-    int64_t begin, end;
-};
-
-inline Share share_of(int64_t count, int64_t thread, int64_t threads) {
-    return {count * thread / threads, count * (thread + 1) / threads};
-}
-
-inline int64_t panels_of(int64_t width) { return (width + PANEL - 1) / PANEL; }
 
 inline Vector silu(Vector x) { return x * sigmoid(x); }
 
@@ -174,88 +112,6 @@ void layer_norm(const SeqmixStepOperation& op) {
         for (int64_t i = 0; i < op.n; ++i) op.out[i] = op.out[i] * factor * weight[i] + op.bias[i];
     else
         for (int64_t i = 0; i < op.n; ++i) op.out[i] = op.out[i] * factor * weight[i];
-}
-
-// 16 outputs: how many vectors they are, and how many inputs are taken at once so that 8 sums are under way.
-constexpr int WIDE = PANEL / LANES;
-constexpr int INPUTS = 8 / WIDE;
-
-template <typename Weight>
-inline void whole_panel(const Weight* weight, const float* x, int64_t k, Vector (&result)[WIDE]) {
-    Vector sums[INPUTS][WIDE] = {};
-    int64_t i = 0;
-    for (; i + INPUTS <= k; i += INPUTS) {
-#pragma GCC unroll 8
-        for (int u = 0; u < INPUTS; ++u)
-#pragma GCC unroll 4
-            for (int v = 0; v < WIDE; ++v)
-                sums[u][v] += broadcast(x[i + u]) * load(weight + (i + u) * PANEL + v * LANES);
-    }
-    for (; i < k; ++i)
-        for (int v = 0; v < WIDE; ++v) sums[0][v] += broadcast(x[i]) * load(weight + i * PANEL + v * LANES);
-    for (int v = 0; v < WIDE; ++v) {
-        result[v] = sums[0][v];
-        for (int u = 1; u < INPUTS; ++u) result[v] += sums[u][v];
-    }
-}
-
-// Scales, biases and results have room for whole panels.
-inline void finish_outputs(const SeqmixStepOperation& op, int64_t first, Vector y) {
-    if (op.scale) y *= load(op.scale + first);
-    if (op.bias) y += load(op.bias + first);
-    if (op.b) y += load(op.b + first);
-    store(op.out + first, y);
-}
-
-// The last panel of up to 8 outputs.
-template <typename Weight>
-inline void half_panel(const Weight* weight, const float* x, int64_t k, float* sums) {
-    constexpr int AT_ONCE = 4;
-    float parts[AT_ONCE][HALF_PANEL] = {};
-    int64_t i = 0;
-    for (; i + AT_ONCE <= k; i += AT_ONCE)
-        for (int u = 0; u < AT_ONCE; ++u)
-            for (int j = 0; j < HALF_PANEL; ++j) parts[u][j] += x[i + u] * to_float(weight[(i + u) * HALF_PANEL + j]);
-    for (; i < k; ++i)
-        for (int j = 0; j < HALF_PANEL; ++j) parts[0][j] += x[i] * to_float(weight[i * HALF_PANEL + j]);
-    for (int j = 0; j < HALF_PANEL; ++j) sums[j] = parts[0][j] + parts[1][j] + parts[2][j] + parts[3][j];
-}
-
-inline float to_float(int8_t value) { return float(value); }
-
-template <typename Weight>
-void linear_as(const SeqmixStepOperation& op, int64_t thread, int64_t threads) {
-    const int64_t whole = op.n / PANEL, rest = op.n % PANEL;
-    const Share panels = share_of(whole + (rest > 0), thread, threads);
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        const Weight* weight = static_cast<const Weight*>(op.weight) + panel * PANEL * op.k;
-        Vector result[WIDE];
-        if (panel == whole && rest <= HALF_PANEL) {
-            float sums[PANEL] = {};
-            half_panel(weight, op.a, op.k, sums);
-            for (int v = 0; v < WIDE; ++v) result[v] = load(sums + v * LANES);
-        } else {
-            whole_panel(weight, op.a, op.k, result);
-        }
-        for (int v = 0; v < WIDE; ++v) finish_outputs(op, panel * PANEL + v * LANES, result[v]);
-    }
-}
-
-void linear(const SeqmixStepOperation& op, int64_t thread, int64_t threads) {
-    if (op.type == SEQMIX_WEIGHT_INT8)
-        linear_as<int8_t>(op, thread, threads);
-    else if (op.type == SEQMIX_WEIGHT_BF16)
-        linear_as<bfloat16>(op, thread, threads);
-    else
-        linear_as<float>(op, thread, threads);
-}
-
-// The beginning of what a thread reads next, while it waits.
-void prefetch_linear(const SeqmixStepOperation& op, int64_t thread, int64_t threads) {
-    const int64_t size = op.type == SEQMIX_WEIGHT_INT8 ? 1 : op.type == SEQMIX_WEIGHT_BF16 ? 2 : 4;
-    const int64_t first = share_of(op.n / PANEL + (op.n % PANEL > 0), thread, threads).begin * PANEL;
-    const char* weight = static_cast<const char*>(op.weight) + first * op.k * size;
-    for (int64_t byte = 0; byte < PREFETCHED_BYTES; byte += 64) __builtin_prefetch(weight + byte);
 }
 
 template <typename Number>
