@@ -21,6 +21,7 @@ _BUILT_IN = {
     "gated_conv": "seqmix.mixers.convolution:GatedConv",
     "gated_global_conv": "seqmix.mixers.global_convolution:GatedGlobalConv",
     "global_conv": "seqmix.mixers.global_convolution:GlobalConv",
+    "hyena": "seqmix.mixers.hyena:Hyena",
     "involution": "seqmix.mixers.involution:Involution",
     "light_conv": "seqmix.mixers.dynamic_convolution:LightConv",
     "linear_attention": "seqmix.mixers.linear_attention:LinearAttention",

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from seqmix.cost import Cost, linear_flops
 from seqmix.errors import InputError
-from seqmix.kernels.long_conv import long_conv_flops, step_flops
 from seqmix.mixer import Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.online_convolution import LongFilter, SequencePass, TokenPass, long_state
+from seqmix.mixers.long_filter import LongFilter
+from seqmix.mixers.online_convolution import TapFilter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def _check_length(length: int) -> None:
         raise InputError(f"length is {length}: give the number of positions to see, at least 1")
 
 
-class ExplicitFilter(LongFilter):
+class ExplicitFilter(TapFilter):
     """A learned tap for every lag: weight (dim, length), `weight[:, k]` for the source k positions back."""
 
     def __init__(self, dim: int, length: int) -> None:
@@ -74,13 +74,19 @@ class ExplicitFilter(LongFilter):
         self.weight.normal_().mul_(fading / fading.square().sum(dim=1, keepdim=True).sqrt())
 
 
-class _GlobalMixer(Mixer):
-    """What the mixers share: readout(conv(values(x)) + bias), with values and readout position by position."""
+class LongMixer(Mixer):
+    """One long convolution: readout(conv(values(x)) + bias), with values and readout position by position."""
+
+    filter: LongFilter
 
     def __init__(self, dim: int, config: Any = None) -> None:
         super().__init__(dim, config)
-        self.filter = ExplicitFilter(dim, self.config.length)
+        self.filter = self._make_filter()
         self.bias = nn.Parameter(torch.empty(dim)) if self.config.bias else None
+
+    @abstractmethod
+    def _make_filter(self) -> LongFilter:
+        """The filter, whose parameters are yet to be drawn."""
 
     @abstractmethod
     def _values(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -100,13 +106,16 @@ class _GlobalMixer(Mixer):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    @property
-    def traits(self) -> Traits:
-        return Traits(causal=True, content_dependent=False, state_growth="linear")
+    def no_decay(self) -> set[str]:
+        return {f"filter.{name}" for name in self.filter.no_decay()}
 
     @property
-    def receptive_field(self) -> int:
-        return self.config.length
+    def traits(self) -> Traits:
+        return Traits(causal=True, content_dependent=False, state_growth=self.filter.growth)
+
+    @property
+    def receptive_field(self) -> int | None:
+        return self.filter.length
 
     def _readout(self, convolved: Tensor, gate: Tensor | None) -> Tensor:
         return self._gated(convolved if self.bias is None else convolved + self.bias, gate)
@@ -119,10 +128,10 @@ class _GlobalMixer(Mixer):
         document_ids: Tensor | None = None,
         capacity: int | None = None,
     ) -> Mixed:
-        """As `Mixer.forward`; the state keeps at most the last `length` inputs, and with a capacity of at least
-        `length` it is never full."""
+        """As `Mixer.forward`; where the filter has an end, a state with a capacity of at least its length is never
+        full."""
         values, gate = self._values(x)
-        convolving = SequencePass(self.filter, long_state(state), place(x, state, document_ids), capacity)
+        convolving = self.filter.begin(state, place(x, state, document_ids), capacity)
         convolved = convolving.convolve(values)
         return Mixed(self._readout(convolved, gate), convolving.finish())
 
@@ -134,16 +143,11 @@ class _GlobalMixer(Mixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State:
-        weight = self.filter.weight
-        device = weight.device if device is None else device
-        return self.filter.init_state(batch, capacity, device, dtype or weight.dtype)
+        return self.filter.init_state(batch, capacity, device, dtype)
 
     def step(self, x: Tensor, state: State) -> Mixed:
-        """As `Mixer.step`; exact, in O(log^2 n) on average for n positions read, see `kernels.long_conv.online`."""
-        before = long_state(state)
-        assert before is not None
         values, gate = self._values(x)
-        convolving = TokenPass(self.filter, before, x)
+        convolving = self.filter.begin_step(state, x)
         convolved = convolving.convolve(values)
         return Mixed(self._readout(convolved, gate), convolving.finish())
 
@@ -154,41 +158,30 @@ class _GlobalMixer(Mixer):
         return self._readout(mixed[0][..., 0].transpose(1, 2), self._values(x)[1])
 
     def links(self, time: int) -> Tensor:
-        return causal_mask(time, self.config.length, self.filter.weight.device)
+        return causal_mask(time, self.filter.length, next(self.parameters()).device)
 
-    def _cost(self, batch: int, time: int, convolution: int, read: int) -> Cost:
-        """The cost of `time` positions a row, the convolution taking `convolution` FLOPs a row, after `read` in all."""
-        positions, size = batch * time, self.filter.weight.element_size()
+    def _cost(self, batch: int, time: int, flops: tuple[int, int], read: int) -> Cost:
+        """The cost of `time` positions a row, with product and other FLOPs of the filter, after `read` in all."""
+        positions, size = batch * time, next(self.parameters()).element_size()
         product, other = self._position_cost()
         state_bytes = self.filter.state_bytes(batch, read, size)
         return Cost(
-            product_flops=positions * product,
-            other_flops=positions * (other + (self.dim if self.config.bias else 0)) + batch * convolution,
+            product_flops=positions * product + flops[0],
+            other_flops=positions * (other + (self.dim if self.config.bias else 0)) + flops[1],
             parameters=self.num_parameters,
             state_bytes=state_bytes,
             bytes_moved=size * (self.num_parameters + 2 * positions * self.dim) + state_bytes,
         )
 
     def cost(self, batch: int, time: int) -> Cost:
-        return self._cost(batch, time, self.dim * long_conv_flops(time), time)
+        return self._cost(batch, time, self.filter.flops(batch, time), time)
 
     def step_cost(self, batch: int, position: int) -> Cost:
-        slots = min(position + 1, self.config.length)
-        return self._cost(batch, 1, self.dim * step_flops(slots), position + 1)
+        return self._cost(batch, 1, self.filter.step_flops(batch, position), position + 1)
 
 
-class GlobalConv(_GlobalMixer):
-    """y = conv(x) + b, every channel with `length` taps."""
-
-    config_class = GlobalConvConfig
-
-    def __init__(self, dim: int, config: GlobalConvConfig | None = None) -> None:
-        super().__init__(dim, config)
-        self.reset_parameters()
-
-    @classmethod
-    def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
-        return [(12, {"length": 128}), (7, {"length": 21, "bias": False})]
+class PlainLongMixer(LongMixer):
+    """y = conv(x) + b: values and readout are the identity (and the bias)."""
 
     def _values(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return x, None
@@ -200,20 +193,13 @@ class GlobalConv(_GlobalMixer):
         return 0, 0
 
 
-class GatedGlobalConv(_GlobalMixer):
+class GatedLongMixer(LongMixer):
     """y = W_out (C * conv(B * u)) with B, C, u = W_in x: an input gate, the convolution, an output gate."""
 
-    config_class = GatedGlobalConvConfig
-
-    def __init__(self, dim: int, config: GatedGlobalConvConfig | None = None) -> None:
+    def __init__(self, dim: int, config: Any = None) -> None:
         super().__init__(dim, config)
         self.in_proj = nn.Linear(dim, 3 * dim, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
-        self.reset_parameters()
-
-    @classmethod
-    def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
-        return [(12, {"length": 128}), (7, {"length": 21, "bias": True})]
 
     def _values(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         gate_in, gate_out, value = self.in_proj(x).chunk(3, dim=-1)
@@ -225,3 +211,41 @@ class GatedGlobalConv(_GlobalMixer):
 
     def _position_cost(self) -> tuple[int, int]:
         return linear_flops(1, self.dim, 4 * self.dim), 2 * self.dim
+
+
+class GlobalConv(PlainLongMixer):
+    """y = conv(x) + b, every channel with `length` taps.
+
+    A position sees the last `length` positions and none before them. A step is exact and takes O(log^2 n) on average
+    for n positions read, see `kernels.long_conv.online`.
+    """
+
+    config_class = GlobalConvConfig
+
+    def __init__(self, dim: int, config: GlobalConvConfig | None = None) -> None:
+        super().__init__(dim, config)
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
+        return [(12, {"length": 128}), (7, {"length": 21, "bias": False})]
+
+    def _make_filter(self) -> LongFilter:
+        return ExplicitFilter(self.dim, self.config.length)
+
+
+class GatedGlobalConv(GatedLongMixer):
+    """y = W_out (C * conv(B * u)) with B, C, u = W_in x, every channel with `length` taps; see GlobalConv."""
+
+    config_class = GatedGlobalConvConfig
+
+    def __init__(self, dim: int, config: GatedGlobalConvConfig | None = None) -> None:
+        super().__init__(dim, config)
+        self.reset_parameters()
+
+    @classmethod
+    def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
+        return [(12, {"length": 128}), (7, {"length": 21, "bias": True})]
+
+    def _make_filter(self) -> LongFilter:
+        return ExplicitFilter(self.dim, self.config.length)

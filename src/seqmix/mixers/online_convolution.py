@@ -9,17 +9,27 @@ Shapes: B batch, T time, P past positions, D channels, K taps, S slots.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqmix.errors import InputError
 from seqmix.kernels.documents import Placement
-from seqmix.kernels.long_conv import NEAR, ahead, block_length, long_conv, recent_sum, tile_length
+from seqmix.kernels.long_conv import (
+    NEAR,
+    ahead,
+    block_length,
+    long_conv,
+    long_conv_flops,
+    online_taps,
+    recent_sum,
+    step_flops,
+    tile_length,
+)
 from seqmix.mixer import BOOKKEEPING_BYTES, State
+from seqmix.mixers.long_filter import LongFilter
 from seqmix.mixers.slots import FIRST_GROWTH, SlotState, append, check_room, empty_slots, held_positions, widen
 
 
@@ -43,61 +53,61 @@ class LongConvState(SlotState):
         if len(sizes) == 1:
             pending = tuple(torch.cat(parts) for parts in zip(*(state.pending for state in states), strict=True))
             return type(self)(**vars(inputs), pending=pending, read=self.read)
-        return _with_new_block(inputs)
+        return type(self)(**vars(inputs), pending=_empty_block(inputs), read=0)
 
 
-class LongFilter(nn.Module, ABC):
-    """The taps of a mixer's long convolutions.
+class TapFilter(LongFilter):
+    """Filters of `length` taps: the state keeps the last inputs, and a step is exact without reading all of them."""
 
-    streams: convolutions, each of `dim` channels. length: taps of each.
-    """
+    growth = "linear"
+    length: int
 
-    def __init__(self, dim: int, streams: int, length: int) -> None:
-        super().__init__()
-        self.dim, self.streams, self.length = dim, streams, length
-
-    @abstractmethod
-    def taps(self, count: int) -> Tensor:
-        """The first `count` taps, (streams, dim, count), lag 0 first; count is at most the length."""
-
-    @abstractmethod
-    def reset_parameters(self) -> None:
-        """Draws all parameters anew."""
-
-    def taps_flops(self, count: int) -> tuple[int, int]:
+    def tap_flops(self, count: int) -> tuple[int, int]:
         """Product and other FLOPs of forming the first `count` taps."""
         return 0, 0
 
     def init_state(
-        self, batch: int, capacity: int | None, device: torch.device | str | None, dtype: torch.dtype
+        self, batch: int, capacity: int | None, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> LongConvState:
-        """The state before the first position."""
-        slots = min(capacity or 0, self.length)
+        parameter = next(self.parameters())
         inputs = empty_slots(
-            batch, slots, ((1, self.dim),) * self.streams, grows=capacity is None, device=device, dtype=dtype
+            batch,
+            min(capacity or 0, self.length),
+            ((1, self.dim),) * self.streams,
+            grows=capacity is None,
+            device=parameter.device if device is None else device,
+            dtype=dtype or parameter.dtype,
         )
         return _with_new_block(inputs)
 
+    def begin(self, state: State | None, placement: Placement, capacity: int | None) -> SequencePass:
+        return SequencePass(self, _long_state(state), placement, capacity)
+
+    def begin_step(self, state: State, x: Tensor) -> TokenPass:
+        before = _long_state(state)
+        assert before is not None
+        return TokenPass(self, before, x)
+
     def state_bytes(self, batch: int, time: int, size: int) -> int:
-        """The bytes of the state after `time` positions of numbers of `size` bytes."""
         slots = min(time, self.length)
         numbers = slots * size + block_length(slots) * max(4, size)
         return batch * (self.streams * self.dim * numbers + BOOKKEEPING_BYTES)
 
-    def matrices(self, time: int) -> Tensor:
-        """The Toeplitz matrices (streams, dim, time, time)."""
-        steps = torch.arange(time, device=next(self.parameters()).device)
-        lags = steps[:, None] - steps[None, :]
-        taps = self.taps(min(time, self.length))
-        inside = (lags >= 0) & (lags < taps.shape[2])
-        return taps[:, :, lags.clamp(0, taps.shape[2] - 1)] * inside
+    def flops(self, batch: int, time: int) -> tuple[int, int]:
+        product, other = self.tap_flops(min(time, self.length))
+        return product, other + batch * self.streams * self.dim * long_conv_flops(time)
+
+    def step_flops(self, batch: int, position: int) -> tuple[int, int]:
+        slots = min(position + 1, self.length)
+        product, other = self.tap_flops(online_taps(slots))
+        return product, other + batch * self.streams * self.dim * step_flops(slots)
 
 
 class SequencePass:
     """Convolves the streams of a piece in turn, and gives the state after it."""
 
     def __init__(
-        self, long_filter: LongFilter, state: LongConvState | None, placement: Placement, capacity: int | None
+        self, long_filter: TapFilter, state: LongConvState | None, placement: Placement, capacity: int | None
     ) -> None:
         self.filter, self.state, self.placement, self.capacity = long_filter, state, placement, capacity
         time = placement.positions.shape[1]
@@ -143,9 +153,12 @@ class TokenPass:
     """Convolves the streams of one more position in turn, and gives the state after it.
 
     In float64, under a compiler or a CUDA graph and where gradients are recorded, every position sums over its past.
+
+    Raises:
+        InputError: the capacity is full.
     """
 
-    def __init__(self, long_filter: LongFilter, state: LongConvState, x: Tensor) -> None:
+    def __init__(self, long_filter: TapFilter, state: LongConvState, x: Tensor) -> None:
         self.filter = long_filter
         self.inputs: list[Tensor] = []
         self.state = state = _with_room(state, long_filter.length)
@@ -174,11 +187,7 @@ class TokenPass:
         return y.to(u.dtype)
 
     def finish(self) -> LongConvState:
-        """The state after the position; it was written to.
-
-        Raises:
-            InputError: the capacity is full.
-        """
+        """The state after the position; it was written to."""
         state, length = self.state, self.filter.length
         window = length if state.slots >= length else None
         after = append(_slots_of(state), tuple(u[:, None, None] for u in self.inputs), window=window)
@@ -196,7 +205,7 @@ class TokenPass:
         return following
 
 
-def _begin_block(state: LongConvState, long_filter: LongFilter) -> None:
+def _begin_block(state: LongConvState, long_filter: TapFilter) -> None:
     """Fills `pending` with what all the past sends to the positions of a block that begins."""
     count, block = _count(state, long_filter.length), block_length(state.slots)
     taps = long_filter.taps(min(count + block, long_filter.length)) if count else None
@@ -243,14 +252,20 @@ def _placed(full_BTD: Tensor, position: Tensor, is_alone: bool, slots: int) -> T
 
 
 def _with_room(state: LongConvState, length: int) -> LongConvState:
-    """The state with a slot for the next position, if it grows; a block must then begin anew."""
+    """The state with a slot for the next position; where slots are added, a block must begin anew.
+
+    Raises:
+        InputError: the capacity is full.
+    """
     slots = state.slots
-    if state.longest < slots or slots >= length or not state.grows:
+    if state.longest < slots or slots >= length:
         return state
     shortest, longest = _bounds(state.position, state.shortest, state.longest)
+    if not state.grows:
+        check_room(slots, longest + 1)
     inputs = _slots_of(state)
     inputs.shortest, inputs.longest = shortest, longest
-    if longest < slots:
+    if longest < slots or not state.grows:
         return LongConvState(**vars(inputs), pending=state.pending, read=state.read)
     more = min(length, max(longest + 1, slots + slots // 2, FIRST_GROWTH))
     inputs.stored = tuple(widen(tensor, more) for tensor in state.stored)
@@ -271,17 +286,18 @@ def _slots_of(state: SlotState) -> SlotState:
 
 def _with_new_block(inputs: SlotState) -> LongConvState:
     """A state of these inputs whose block has yet to begin."""
-    pending = tuple(
-        tensor.new_zeros(
-            (len(tensor), block_length(inputs.slots), tensor.shape[3]),
-            dtype=torch.promote_types(tensor.dtype, torch.float32),
-        )
+    return LongConvState(**vars(inputs), pending=_empty_block(inputs), read=0)
+
+
+def _empty_block(inputs: SlotState) -> tuple[Tensor, ...]:
+    block = block_length(inputs.slots)
+    return tuple(
+        tensor.new_zeros((len(tensor), block, tensor.shape[3]), dtype=torch.promote_types(tensor.dtype, torch.float32))
         for tensor in inputs.stored
     )
-    return LongConvState(**vars(inputs), pending=pending, read=0)
 
 
-def long_state(state: State | None) -> LongConvState | None:
+def _long_state(state: State | None) -> LongConvState | None:
     """The state as the one that a long convolution makes."""
     if state is None or isinstance(state, LongConvState):
         return state

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from seqmix.kernels.long_conv import fft, reference
 from seqmix.kernels.long_conv.fft import smooth_length, transform_flops
-from seqmix.kernels.long_conv.online import NEAR, ahead, block_length, recent_sum, step_flops, tile_length
+from seqmix.kernels.long_conv.online import (
+    NEAR,
+    ahead,
+    block_length,
+    online_taps,
+    recent_sum,
+    step_flops,
+    tile_length,
+)
 
 IMPLEMENTATIONS = {"reference": reference.convolve, "fft": fft.convolve}
 
@@ -79,6 +87,7 @@ __all__ = [
     "block_length",
     "long_conv",
     "long_conv_flops",
+    "online_taps",
     "recent_sum",
     "step_flops",
     "tile_length",

@@ -56,3 +56,16 @@ def step_flops(slots: int) -> int:
         total += 3 * transform_flops(2 * length) / (2 * length)
         length *= 2
     return int(total)
+
+
+def online_taps(slots: int) -> int:
+    """The taps that one step needs on average, formed anew each time."""
+    block = block_length(slots)
+    if not block:
+        return 1
+    total = min(block, NEAR) + (slots + block) / block
+    length = NEAR
+    while length < block:
+        total += 1
+        length *= 2
+    return int(total)
