@@ -61,7 +61,7 @@ def dynamic_conv(
     heads, kernel = weight.shape[2:]
     if heads < 1 or kernel < 1 or dim % heads:
         raise ValueError(
-            f"weight has {heads} heads of {kernel} taps: give at least one tap, and heads that divide {dim}"
+            f"weight has {heads} heads of {kernel} taps: give at least one tap, and heads that divide dim {dim}"
         )
     if state is not None and not causal:
         raise ValueError("a non-causal convolution takes no state: give the whole sequence at once")
