@@ -226,6 +226,4 @@ def _own_state(state: State) -> LinearAttentionState:
     """The state as the one that linear attention makes."""
     if isinstance(state, LinearAttentionState):
         return state
-    raise InputError(
-        f"the state is a {type(state).__name__}, which linear_attention did not make: begin with init_state"
-    )
+    raise InputError(f"the state is a {type(state).__name__}, which is not of linear_attention: begin with init_state")

@@ -86,8 +86,7 @@ class RetNet(Mixer):
         self.head_dim, self.inner = dim // self.heads, self.config.expand * dim
         if self.inner == self.heads:
             raise InputError(
-                f"heads is {self.heads}, which leaves values of width 1 to a group norm: choose fewer heads or a larger "
-                "expand"
+                f"heads is {self.heads}, which leaves values of width 1 to a group norm: choose fewer heads or expand 2"
             )
         bias = self.config.bias
         self.q_proj = nn.Linear(dim, dim, bias=bias)
@@ -223,4 +222,4 @@ def _own_state(state: State) -> RetNetState:
     """The state as the one that retention makes."""
     if isinstance(state, RetNetState):
         return state
-    raise InputError(f"the state is a {type(state).__name__}, which retnet did not make: begin with init_state")
+    raise InputError(f"the state is a {type(state).__name__}, which is not of retnet: begin with init_state")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from seqmix.kernels.linear_attention.both_ways import attend_both_ways
 from seqmix.kernels.linear_attention.exponential import (
     exponential_attention,
+    exponential_attention_both_ways,
     exponential_attention_flops,
     exponential_attention_step,
     exponential_weights,
@@ -18,6 +19,7 @@ from seqmix.kernels.linear_attention.exponential import (
 __all__ = [
     "attend_both_ways",
     "exponential_attention",
+    "exponential_attention_both_ways",
     "exponential_attention_flops",
     "exponential_attention_step",
     "exponential_weights",

@@ -7,7 +7,6 @@ Shapes: B batch, T time, H heads, K width of queries and keys, V width of values
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from seqmix.kernels.state_space import state_space_scan

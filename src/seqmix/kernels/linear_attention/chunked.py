@@ -30,7 +30,7 @@ def spans_of(time: int, chunk: int) -> tuple[int, int]:
 
 
 class _Maxima(NamedTuple):
-    """The running maximum of each feature: at each position (B, H, J, Q, M), before and after each chunk (B, H, J, M)."""
+    """The running maximum of each feature: here (B, H, J, Q, M); before and after each chunk (B, H, J, M)."""
 
     here: Tensor
     before: Tensor

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seqmix.kernels.linear_attention import chunked, reference
+from seqmix.kernels.linear_attention.both_ways import attend_both_ways
 from seqmix.kernels.linear_attention.chunked import spans_of
 
 IMPLEMENTATIONS = {"reference": reference.scan, "chunked": chunked.scan}
@@ -69,6 +70,24 @@ def exponential_attention_step(
         return reference.step(q, k, F.pad(v, (0, 1), value=1.0), top, sums)
 
 
+def exponential_attention_both_ways(
+    q_BHTM: Tensor, k_BHTM: Tensor, v_BHTV: Tensor, *, runs: Tensor | None = None, chunk: int = 64
+) -> Tensor:
+    """The sum with s over the whole document of t, (batch, heads, time, width): its maxima are the documents'."""
+    with torch.no_grad():
+        if runs is None:
+            top_BHTM = k_BHTM.amax(dim=2, keepdim=True)
+        else:
+            index_BHTM = runs[:, None, :, None].expand_as(k_BHTM)
+            largest = torch.full_like(k_BHTM, -torch.inf).scatter_reduce(2, index_BHTM, k_BHTM, "amax")
+            top_BHTM = largest.gather(2, index_BHTM)
+        shift_BHTM = top_BHTM - (q_BHTM + top_BHTM).amax(dim=-1, keepdim=True)
+    read, written = torch.exp(q_BHTM + shift_BHTM), torch.exp(k_BHTM - top_BHTM)
+    values = F.pad(v_BHTV, (0, 1), value=1.0)
+    mixed = attend_both_ways(*(part.transpose(1, 2) for part in (read, written, values)), runs, chunk=chunk)
+    return (mixed[..., :-1] / mixed[..., -1:]).transpose(1, 2)
+
+
 def exponential_weights(q_BHTM: Tensor, k_BHSM: Tensor, links_TS: Tensor) -> Tensor:
     """w[t, s] / sum_s w[t, s] over the linked sources, (batch, heads, time, source): exact for features of any size."""
     # One target at a time: all features of all pairs at once would be a tensor of time * source * features.
@@ -77,7 +96,7 @@ def exponential_weights(q_BHTM: Tensor, k_BHSM: Tensor, links_TS: Tensor) -> Ten
 
 
 def exponential_attention_flops(time: int, heads: int, features: int, width: int, chunk: int) -> int:
-    """Product FLOPs of the chunked form over one row: pairs within chunks, states and their reading, padding included."""
+    """Product FLOPs of the chunked form over one row: pairs in a chunk, sums and their reading, padding included."""
     count, length = spans_of(time, chunk)
     columns = width + 1
     return heads * count * length * ((length - 1) * (features + columns) + 4 * features * columns)
