@@ -16,11 +16,13 @@ class Batch:
     """input_ids, targets: (rows, context) int64; a target is what follows the input, or -100 where nothing is asked.
 
     document_ids: (rows, context) int64, different for neighbouring documents, or None when no row holds a border.
+    distances: (rows, context) int64, of a task: how far back what decides each answer stands; None where it has none.
     """
 
     input_ids: Tensor
     targets: Tensor
     document_ids: Tensor | None
+    distances: Tensor | None = None
 
 
 def permutation(key: tuple[int, ...], size: int) -> NDArray[np.int64]:

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from seqmix.data.documents import Documents, store_documents
 from seqmix.data.encoding import training_texts, write_part
 from seqmix.data.sources import Role, Source, open_source
 from seqmix.data.splits import Split, split_as_given, split_documents
+from seqmix.data.synthetic import ExampleStore, Task, is_task, open_task, parse_task
 from seqmix.data.token_store import TokenStore, open_store, read_header, write_header
 from seqmix.data.tokenizers import (
     BYTES,
@@ -32,6 +34,7 @@ from seqmix.data.tokenizers import (
     save_tokenizer,
     tokenizer_key,
     train_bpe,
+    word_tokenizer,
 )
 from seqmix.errors import InputError, SeqmixError
 
@@ -43,15 +46,16 @@ _STALE_SECONDS = 24 * 3600
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Text to train on and text held out, as tokens.
+    """Text to train on and text held out, as tokens; or the rows of a synthetic task.
 
     name: as it was asked for. fingerprint: a hash of the tokens of both parts and of the tokenizer, the same on every
-    machine. notes: what a user should know, such as files that were skipped.
+    machine (of a task: of its options, its words and the beginning of both parts). notes: what a user should know,
+    such as files that were skipped.
     """
 
     name: str
-    train: TokenStore
-    valid: TokenStore
+    train: TokenStore | ExampleStore
+    valid: TokenStore | ExampleStore
     tokenizer: PreTrainedTokenizerFast
     fingerprint: str
     notes: Sequence[str] = ()
@@ -62,19 +66,40 @@ class Corpus:
         return len(self.tokenizer)
 
     @property
-    def train_bytes(self) -> int:
-        """Bytes of text in the training part."""
-        return self.train.bytes
+    def task(self) -> Task | None:
+        """The synthetic task that this is, or None for text."""
+        return self.valid.task if isinstance(self.valid, ExampleStore) else None
 
     @property
-    def valid_bytes(self) -> int:
-        """Bytes of text in the held-out part."""
-        return self.valid.bytes
+    def train_bytes(self) -> int | None:
+        """Bytes of text in the training part; None for a task."""
+        return None if isinstance(self.train, ExampleStore) else self.train.bytes
 
     @property
-    def valid_words(self) -> int:
-        """Words of the held-out part and ends of lines, as papers on WikiText count them."""
-        return self.valid.words
+    def valid_bytes(self) -> int | None:
+        """Bytes of text in the held-out part; None for a task."""
+        return None if isinstance(self.valid, ExampleStore) else self.valid.bytes
+
+    @property
+    def train_tokens(self) -> int | None:
+        """Tokens of the training part; None for a task that draws rows without end."""
+        return _tokens(self.train)
+
+    @property
+    def valid_tokens(self) -> int:
+        """Tokens of the held-out part."""
+        return _tokens(self.valid) or 0
+
+    @property
+    def valid_targets(self) -> int:
+        """Tokens of the held-out part that a model is scored on: all but the first, or a task's answers."""
+        return self.valid.answers if isinstance(self.valid, ExampleStore) else len(self.valid) - 1
+
+
+def _tokens(store: TokenStore | ExampleStore) -> int | None:
+    if isinstance(store, TokenStore):
+        return len(store)
+    return None if store.rows is None else store.rows * store.length
 
 
 def load_corpus(
@@ -89,7 +114,8 @@ def load_corpus(
 ) -> Corpus:
     """Reads a corpus, holds a part out, and gives both as memory-mapped tokens; a second call reads the cache.
 
-    source: a text file, a folder, .jsonl, .parquet, .gz or .xz of these, `hf:NAME[/CONFIG]`, or a built-in name.
+    source: a text file, a folder, .jsonl, .parquet, .gz or .xz of these, `hf:NAME[/CONFIG]`, a built-in name, or a
+    synthetic task, NAME:key=value,... (which brings its own held-out part and words).
     valid: the held-out part, named likewise; None for the source's own (files or splits named train and valid), else
     about `valid_share` of the bytes, chosen by `seed` and content.
     tokenizer: "bytes", "bpe:N" (trained on the training part alone) or the path of a tokenizer.json.
@@ -101,6 +127,8 @@ def load_corpus(
     if not 0 < valid_share < 1:
         raise InputError(f"the held-out share is {valid_share}: it must be between 0 and 1")
     report = progress or _silent
+    if is_task(os.fspath(source)):
+        return _task_corpus(os.fspath(source), None if valid is None else os.fspath(valid), os.fspath(tokenizer))
     opened = open_source(source)
     given = None if valid is None else open_source(valid)
     spec = os.fspath(tokenizer)
@@ -129,6 +157,32 @@ def load_corpus(
     for note in corpus.notes:
         report(note)
     return corpus
+
+
+def _task_corpus(name: str, valid: str | None, tokenizer: str) -> Corpus:
+    """A task, with a tokenizer of its words, or with a given one that has these words."""
+    task = parse_task(name)
+    if valid is not None:
+        raise InputError(f"{valid!r} cannot be held out of {task.name}: a task draws its own, as many as valid=N says")
+    words = word_tokenizer(task.words)
+    if tokenizer != BYTES:
+        if bpe_size(tokenizer) is not None:
+            raise InputError(
+                f"the tokenizer {tokenizer!r} does not go with {task.name}: leave it out, a task has words"
+            )
+        words = load_tokenizer(Path(tokenizer).expanduser())
+        ids = words.get_vocab()
+        for number, word in enumerate(task.words):
+            if ids.get(word) != number:
+                raise InputError(
+                    f"{tokenizer!r} does not have word {number} of {name!r}, {word!r}: give a task of its vocabulary"
+                )
+    train, held_out = open_task(task)
+    digest = hashlib.sha256(json.dumps([_FORMAT, task.spec(), task.words]).encode())
+    for part in (train, held_out):
+        beginning = part.read(np.arange(1))
+        digest.update(beginning.tokens.astype("<i8").tobytes() + beginning.targets.astype("<i8").tobytes())
+    return Corpus(name=name, train=train, valid=held_out, tokenizer=words, fingerprint=digest.hexdigest())
 
 
 def _silent(message: str) -> None:

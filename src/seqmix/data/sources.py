@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seqmix.data.readers import TEXT_FIELD, Document, encode_text, is_text, read_documents, reason_of
+from seqmix.data.synthetic import TASKS
 from seqmix.errors import InputError, SeqmixError, unknown_name
 
 Role = Literal["train", "valid"]
@@ -128,9 +129,13 @@ def open_source(spec: str | os.PathLike[str]) -> Source:
             return _file_source(path, name)
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
-    if os.sep in name or "." in name:
+    if os.sep in name or "." in name.partition(":")[0]:
         raise InputError(f"there is no file or folder {name!r}: check the path")
-    raise unknown_name("data source (neither a file, a folder nor a built-in corpus)", name, BUILT_IN)
+    # A colon stands between the name of a task and its options.
+    known = name.partition(":")[0]
+    raise unknown_name(
+        "data source (neither a file, a folder, a built-in corpus nor a task)", known, [*BUILT_IN, *TASKS]
+    )
 
 
 def role_of(name: str) -> str | None:

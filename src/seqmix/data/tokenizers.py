@@ -1,7 +1,7 @@
-"""Text to token ids: bytes, a BPE trained on the training part, or a tokenizer.json that exists.
+"""Text to token ids: bytes, a BPE trained on the training part, a tokenizer.json that exists, or a task's words.
 
-All are byte-level tokenizers of the tokenizers library, so that a run folder opens with AutoTokenizer. A document's
-text is always encoded as text: a literal "<|end|>" in it never becomes the special token.
+All but the last are byte-level tokenizers of the tokenizers library, so that a run folder opens with AutoTokenizer. A
+document's text is always encoded as text: a literal "<|end|>" in it never becomes the special token.
 """
 
 from __future__ import annotations
@@ -68,6 +68,19 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     )
     backend.train_from_iterator(texts, trainer)
     return _finished(backend)
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Words between white space, by id; the first is the begin, the end and the padding of a text."""
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=words[0],
+        eos_token=words[0],
+        pad_token=words[0],
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:

@@ -6,11 +6,14 @@ Documents are isolated. The <|end|> that follows a document is a target like any
 bytes and words are those of the text alone; the first <|end|> has nothing before it and is no target.
 Perplexity is exp of the mean loss, over tokens or over words (`TokenStore.words`, as papers on WikiText count).
 
+Of a synthetic task the targets are its answers (`answers.py`); there are no bytes and no words then.
+
 Where only a part of the targets is read, its bytes and words are taken as the same share of the whole.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -23,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqmix.data import IGNORED, Batch, TokenStore, held_out_rows
+from seqmix.data import IGNORED, Batch, ExampleStore, TokenStore, check_context, example_batches, held_out_rows
 from seqmix.errors import InputError
+from seqmix.evaluation.answers import Answers, AnswerSums, give_answers
 from seqmix.models import SeqmixForCausalLM
 
 BLOCKS = 32
@@ -69,30 +73,40 @@ class LossByPosition(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a model makes of held-out text.
+    """What a model makes of held-out text, or of a task's held-out rows.
 
     bits_per_byte: over the text's bytes. loss: nats a token. perplexity, word_perplexity: exp of nats a token, a word.
-    tokens: targets that were scored. bytes, words: of text that they stand for.
+    tokens: targets that were scored. bytes, words: of text that they stand for. A task has no bytes and no words, so
+        bits_per_byte, word_perplexity, bytes and words are None for it.
     loss_by_position: position by position, up to `EXACT_POSITIONS`.
     loss_by_position_bins: all positions, in bins that widen with the position (eight an octave).
     bits_by_block: bits per byte of `BLOCKS` consecutive parts (fewer for a short text), equal in tokens, at the mean
-        bytes a token.
+        bytes a token; empty for a task.
+    answers: how many of a task's answers are right; None for text.
     """
 
-    bits_per_byte: float
+    bits_per_byte: float | None
     loss: float
     perplexity: float
-    word_perplexity: float
+    word_perplexity: float | None
     tokens: int
-    bytes: float
-    words: float
+    bytes: float | None
+    words: float | None
     loss_by_position: LossByPosition
     loss_by_position_bins: LossByPosition
     bits_by_block: list[float]
+    answers: Answers | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of a task's answers that are right; None for text."""
+        return None if self.answers is None else self.answers.accuracy
 
     def to_dict(self) -> dict[str, Any]:
-        """The measurements as a JSON value; of the positions the bins."""
+        """The measurements as a JSON value; of the positions the bins. Of a task, the accuracies as well."""
+        answers = {} if self.answers is None else self.answers.to_dict()
         return {
+            **answers,
             "bits_per_byte": self.bits_per_byte,
             "perplexity": self.perplexity,
             "word_perplexity": self.word_perplexity,
@@ -110,7 +124,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    store: TokenStore,
+    store: TokenStore | ExampleStore,
     *,
     context: int,
     batch_size: int = 16,
@@ -120,6 +134,8 @@ def evaluate(
     part: Part | None = None,
 ) -> Evaluation:
     """Scores the held-out part in rows of `context` tokens; the result does not depend on the batch size.
+
+    Of a task the answers are scored, and counted.
 
     Args:
         model: a causal language model, called with input_ids, document_ids and use_cache; in its own precision, the
@@ -133,20 +149,41 @@ def evaluate(
         InputError: no text, or sizes below 1.
     """
     device = _device_of(model) if device is None else torch.device(device)
-    rows = min(batch_size, max(1, MAX_LOGITS // (context * _vocabulary(model))))
-    targets = len(store) - 1
-    if max_tokens is not None:
-        targets = min(targets, max(context, max_tokens // context * context))
+    rows = min(batch_size, max(1, MAX_LOGITS // (context * _vocabulary(model)))) if batch_size > 0 else batch_size
+    answers: AnswerSums | None = None
+    if isinstance(store, ExampleStore):
+        check_context(store.task.spec(), context)
+        batches = example_batches(store, rows, max_tokens)
+        targets = store.answers if max_tokens is None else min(store.answers, max_tokens)
+        answers = AnswerSums(context, targets, BLOCKS)
+    else:
+        batches = held_out_rows(store, context, rows, max_tokens=max_tokens)
+        targets = len(store) - 1
+        if max_tokens is not None:
+            targets = min(targets, max(context, max_tokens // context * context))
     rank, count = (0, 1) if part is None else (part.rank, part.count)
     sums = LossSums(expected=targets, show=None if show is None else lambda share: show(min(1.0, share * count)))
-    batches = held_out_rows(store, context, rows if batch_size > 0 else batch_size, max_tokens=max_tokens)
     with evaluating(model):
         for batch, order in _own_batches(batches, rank, count):
-            losses = model_losses(model, batch.input_ids, batch.targets, batch.document_ids, device)
+            if answers is None:
+                losses = model_losses(model, batch.input_ids, batch.targets, batch.document_ids, device)
+            else:
+                losses, right = give_answers(model, batch, device)
+                answers.add(right, batch, order)
             sums.add(losses, batch.targets, _offsets(batch), order)
     if part is not None:
-        sums.combine(part)
-    return sums.result(store)
+        add_up(part, [*sums.arrays(), *([] if answers is None else answers.arrays())])
+    if answers is None:
+        assert isinstance(store, TokenStore)
+        return sums.result(store)
+    return dataclasses.replace(sums.result(None), answers=answers.result())
+
+
+def add_up(part: Part, arrays: Iterable[Any]) -> None:
+    """Puts the sum over all processes into each array."""
+    for values in arrays:
+        total = part.sum(torch.from_numpy(values.reshape(-1)).double()).numpy()
+        values[...] = total.reshape(values.shape)
 
 
 def model_losses(
@@ -181,7 +218,8 @@ def _own_batches(batches: Iterable[Batch], rank: int, count: int) -> Iterator[tu
             yield group[rank], orders[rank]
         else:
             again = group[0]
-            yield Batch(again.input_ids, torch.full_like(again.targets, IGNORED), again.document_ids), orders[0]
+            unscored = torch.full_like(again.targets, IGNORED)
+            yield dataclasses.replace(again, targets=unscored), orders[0]
 
 
 @contextmanager
@@ -264,9 +302,9 @@ class LossSums:
         if self._show is not None:
             self._show(min(1.0, self.tokens / self._expected))
 
-    def combine(self, part: Part) -> None:
-        """Adds up what all processes have."""
-        for values in (
+    def arrays(self) -> list[Any]:
+        """What is added up over processes."""
+        return [
             self._block_sums,
             self._block_counts,
             self._exact_sums,
@@ -274,32 +312,34 @@ class LossSums:
             self._bin_sums,
             self._bin_positions,
             self._bin_counts,
-        ):
-            values[...] = part.sum(torch.from_numpy(values).double()).numpy()
-        self.tokens = int(self._block_counts.sum())
+        ]
 
-    def result(self, store: TokenStore) -> Evaluation:
-        """The measurements; `store` is the part that the targets came from.
+    def result(self, store: TokenStore | None) -> Evaluation:
+        """The measurements; `store` is the part that the targets came from, None where it is no text.
 
         Raises:
             InputError: nothing was added, or the store holds no text.
         """
-        if self.tokens == 0 or store.bytes == 0:
+        tokens = int(self._block_counts.sum())
+        if tokens == 0 or (store is not None and store.bytes == 0):
             raise InputError("the held-out part holds no text to score: give at least a byte of text")
         nats = math.fsum(self._block_sums)
-        share = self.tokens / (len(store) - 1)
-        text_bytes, words = share * store.bytes, share * max(1, store.words)
-        loss = nats / self.tokens
-        tokens_per_byte = self.tokens / text_bytes
+        loss = nats / tokens
         exact, bins = self._exact_counts > 0, self._bin_counts > 0
-        blocks = self._block_counts > 0
-        block_bits = self._block_sums[blocks] / self._block_counts[blocks] / math.log(2) * tokens_per_byte
+        text_bytes = words = None
+        block_bits: list[float] = []
+        if store is not None:
+            share = tokens / (len(store) - 1)
+            text_bytes, words = share * store.bytes, share * max(1, store.words)
+            blocks = self._block_counts > 0
+            bits = self._block_sums[blocks] / self._block_counts[blocks] / math.log(2)
+            block_bits = (bits * (tokens / text_bytes)).tolist()
         return Evaluation(
-            bits_per_byte=nats / math.log(2) / text_bytes,
+            bits_per_byte=None if text_bytes is None else nats / math.log(2) / text_bytes,
             loss=loss,
             perplexity=_exp(loss),
-            word_perplexity=_exp(nats / words),
-            tokens=self.tokens,
+            word_perplexity=None if words is None else _exp(nats / words),
+            tokens=tokens,
             bytes=text_bytes,
             words=words,
             loss_by_position=LossByPosition(
@@ -310,7 +350,7 @@ class LossSums:
                 (self._bin_positions[bins] / self._bin_counts[bins]).tolist(),
                 (self._bin_sums[bins] / self._bin_counts[bins] / math.log(2)).tolist(),
             ),
-            bits_by_block=block_bits.tolist(),
+            bits_by_block=block_bits,
         )
 
 

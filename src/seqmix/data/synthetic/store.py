@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from seqmix.data.batch import Batch, permutation
 from seqmix.data.synthetic.base import IGNORED, Array, Examples, Task
@@ -141,22 +140,28 @@ class ExampleStream:
         return permutation((self.seed, epoch), self.store.rows)
 
 
-def example_batches(
-    store: ExampleStore, batch_size: int, max_answers: int | None = None
-) -> Iterator[tuple[Batch, Tensor | None]]:
-    """The rows of a part with an end, with the distance of each answer (rows, length) where the task has distances.
+def example_batches(store: ExampleStore, batch_size: int, max_answers: int | None = None) -> Iterator[Batch]:
+    """The rows of a part with an end, in order.
 
     With `max_answers` below the number of answers: about as many rows as hold so many, spread evenly over the part.
     """
     assert store.rows is not None
-    rows = store.rows
-    if max_answers is not None and max_answers < store.answers:
-        rows = max(1, max_answers * store.rows // store.answers)
+    if batch_size < 1 or (max_answers is not None and max_answers < 1):
+        raise InputError(f"batch size {batch_size} and max_tokens {max_answers}: both must be at least 1")
+    rows = rows_within(store, max_answers)
     chosen = np.arange(rows, dtype=np.int64) * store.rows // rows
     for first in range(0, rows, batch_size):
-        found = store.read(chosen[first : first + batch_size])
-        yield _batch(found), None if found.distances is None else torch.from_numpy(found.distances)
+        yield _batch(store.read(chosen[first : first + batch_size]))
+
+
+def rows_within(store: ExampleStore, max_answers: int | None) -> int:
+    """How many rows `example_batches` gives."""
+    assert store.rows is not None
+    if max_answers is None or max_answers >= store.answers:
+        return store.rows
+    return max(1, max_answers * store.rows // store.answers)
 
 
 def _batch(found: Examples) -> Batch:
-    return Batch(torch.from_numpy(found.tokens), torch.from_numpy(found.targets), None)
+    distances = None if found.distances is None else torch.from_numpy(found.distances)
+    return Batch(torch.from_numpy(found.tokens), torch.from_numpy(found.targets), None, distances)
