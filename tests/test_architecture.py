@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "mixers": GROUND,
     "flop_counter": {"kernels"},
     "conformance": GROUND | {"flop_counter", "mixers"},
-    "models": GROUND | {"mixers"},
+    "models": GROUND | {"flop_counter", "mixers"},
+    "properties": GROUND | {"mixers"},
     "hf": MODELS,
     "data": {"errors"},
     "training": MODELS | {"data", "evaluation"},
@@ -37,11 +38,11 @@ ALLOWED: dict[str, set[str]] = {
     "compare": MODELS | {"data", *ONE_MODEL},
     "serve": MODELS | {"data", "hf", *ONE_MODEL},
     "bench": MODELS | {"data", "hf", "flop_counter", "compare", *ONE_MODEL},
-    "cli": MODELS | {"bench", "conformance", "data", "hf", "compare", "serve", *ONE_MODEL},
+    "cli": MODELS | {"bench", "conformance", "data", "hf", "compare", "properties", "serve", *ONE_MODEL},
     "__main__": {"cli"},
     "seqmix": set(),
 }
-TORCH_ALONE = {"cost", "errors", "flop_counter", "kernels", "mixer", "mixers", "conformance"}
+TORCH_ALONE = {"cost", "errors", "flop_counter", "kernels", "mixer", "mixers", "conformance", "properties"}
 LIBRARIES = {
     "accelerate",
     "datasets",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from seqmix.models.config import SeqmixConfig
+from seqmix.models.contenders import config_of_shape, contender, has_size, make_model
 from seqmix.models.convert import from_huggingface
 from seqmix.models.language_model import SeqmixForCausalLM, SeqmixModel
 from seqmix.models.presets import list_models, preset
@@ -21,7 +22,8 @@ def create_model(
     """A new language model with drawn weights.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or another name that `seqmix.models.contenders` describes. `hf:` gives a
+            HuggingFaceModel, which has the calls that training, evaluation and comparison need.
         vocab_size: number of tokens.
         params: size without the embedding, such as "10M" or an int, met to 2 %; None is 1M.
         context: tokens the model is made for; None is 256.
@@ -32,13 +34,12 @@ def create_model(
         InputError: an unknown name or option, or a size that cannot be reached.
     """
     context = DEFAULT_CONTEXT if context is None else context
-    if params is None and {"hidden_size", "num_hidden_layers"} <= options.keys():
-        width, depth = options.pop("hidden_size"), options.pop("num_hidden_layers")
-        config = preset(name).config(vocab_size=vocab_size, context=context, width=width, depth=depth, **options)
+    if params is None and has_size(contender(name), options):
+        config = config_of_shape(name, options, vocab_size=vocab_size, context=context)
     else:
         target = DEFAULT_PARAMETERS if params is None else params
         config = solve(name, target, vocab_size=vocab_size, context=context, **options)
-    return SeqmixForCausalLM(config)
+    return cast(SeqmixForCausalLM, make_model(config))
 
 
 __all__ = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -12,7 +14,8 @@ import torch
 from seqmix.errors import InputError
 from seqmix.models.block import Block, make_norm
 from seqmix.models.config import SeqmixConfig
-from seqmix.models.presets import Preset, preset
+from seqmix.models.contenders import AnyConfig, Contender, contender, on_meta
+from seqmix.models.huggingface import config_document, config_from_document, fitted_field
 
 TOLERANCE = 0.02
 """How far a solved size may be from its target."""
@@ -39,9 +42,11 @@ def layers_for(parameters: float) -> float:
     return max(1.0, 4 * (parameters / 3e5) ** 0.22)
 
 
-def measure_config(config: SeqmixConfig, measure: Literal["params", "flops"]) -> float:
+def measure_config(config: AnyConfig, measure: Literal["params", "flops"]) -> float:
     """Non-embedding parameters, or forward product FLOPs per token at the config's context; nothing is allocated."""
     context = config.max_position_embeddings
+    if not isinstance(config, SeqmixConfig):
+        return _measure_huggingface(json.dumps(config_document(config), sort_keys=True), measure, context)
     kinds: dict[str, float] = {}
     total = 0.0
     with torch.device("meta"):
@@ -57,6 +62,13 @@ def measure_config(config: SeqmixConfig, measure: Literal["params", "flops"]) ->
     return total + 2 * config.hidden_size * config.vocab_size
 
 
+@cache
+def _measure_huggingface(document: str, measure: str, context: int) -> float:
+    """`measure_config` of a config of Hugging Face."""
+    model = on_meta(config_from_document(json.loads(document)))
+    return model.non_embedding_parameters if measure == "params" else model.cost(1, context).product_flops / context
+
+
 def solve(
     name: str,
     target: int | str,
@@ -65,29 +77,39 @@ def solve(
     vocab_size: int,
     context: int,
     **options: Any,
-) -> SeqmixConfig:
-    """The config of a preset whose size is within 2 % of a target.
+) -> AnyConfig:
+    """The config of a model whose size is within 2 % of a target.
 
     Args:
-        name: the preset.
+        name: what a command calls it; see `seqmix.models.contenders`.
         target: non-embedding parameters ("params"), or product FLOPs of a forward pass per token at the
             context ("flops").
-        options: fields of SeqmixConfig to hold fixed, such as `num_hidden_layers` or `hidden_size`.
+        options: fields of its config to hold fixed, such as `num_hidden_layers` or `hidden_size`.
 
     Raises:
         InputError: no width and depth come within 2 %; it names the nearest size there is.
     """
-    chosen, goal = preset(name), parse_size(target)
+    chosen, goal = contender(name), parse_size(target)
+    options = chosen.usual(options)
+    if chosen.as_is:
+        return chosen.own_config(vocab_size=vocab_size, context=context, **options)
     depths = _depths(chosen, goal, measure, vocab_size, context, options)
-    best: tuple[float, SeqmixConfig] | None = None
-    for unit in sorted({chosen.width_multiple, 2}, reverse=True):
+    best: tuple[float, AnyConfig] | None = None
+    refusal: InputError | None = None
+    for unit in sorted({chosen.family.width_multiple, 2}, reverse=True):
         for depth in depths:
-            for config in _near(chosen, unit, depth, goal, measure, vocab_size, context, options):
-                error = abs(measure_config(config, measure) / goal - 1)
-                if best is None or error < best[0]:
-                    best = error, config
+            try:
+                for config in _near(chosen, unit, depth, goal, measure, vocab_size, context, options):
+                    error = abs(measure_config(config, measure) / goal - 1)
+                    if best is None or error < best[0]:
+                        best = error, config
+            except InputError as error:
+                # Not every width divides into heads; where none does, the reason is told.
+                refusal = error
             if best is not None and best[0] <= TOLERANCE / 2:
                 return best[1]
+    if best is None and refusal is not None:
+        raise refusal
     if best is None or best[0] > TOLERANCE:
         quantity = "non-embedding parameters" if measure == "params" else "FLOPs per token"
         nearest = "none" if best is None else f"{measure_config(best[1], measure):,.0f}"
@@ -99,19 +121,19 @@ def solve(
 
 
 def _depths(
-    chosen: Preset, target: int, measure: str, vocab_size: int, context: int, options: dict[str, Any]
+    chosen: Contender, target: int, measure: str, vocab_size: int, context: int, options: dict[str, Any]
 ) -> list[int]:
     """The depths to try, the preferred one first."""
     if "num_hidden_layers" in options:
         return [options["num_hidden_layers"]]
     parameters = target if measure == "params" else target / 2
-    middle = max(1, round(chosen.depth_factor * layers_for(parameters)))
+    middle = max(1, round(chosen.family.depth_factor * layers_for(parameters)))
     reach = max(2, middle // 3)
     return sorted(range(max(1, middle - reach), middle + reach + 1), key=lambda depth: (abs(depth - middle), depth))
 
 
 def _near(
-    chosen: Preset,
+    chosen: Contender,
     unit: int,
     depth: int,
     target: int,
@@ -119,11 +141,11 @@ def _near(
     vocab_size: int,
     context: int,
     options: dict[str, Any],
-) -> Iterator[SeqmixConfig]:
+) -> Iterator[AnyConfig]:
     """Configs of one depth around the target: the two nearest widths, then the feed-forward made to fit."""
     rest = {key: value for key, value in options.items() if key not in ("num_hidden_layers", "hidden_size")}
 
-    def at(width: int, **more: Any) -> SeqmixConfig:
+    def at(width: int, **more: Any) -> AnyConfig:
         return chosen.config(vocab_size=vocab_size, context=context, width=width, depth=depth, **{**rest, **more})
 
     if "hidden_size" in options:
@@ -142,15 +164,26 @@ def _near(
     for width in widths:
         config = at(width)
         yield config
-        if isinstance(config.feed_forward, int) and config.feed_forward and "feed_forward" not in options:
-            step = measure_config(at(width, feed_forward=config.feed_forward + 8), measure) - measure_config(
-                config, measure
-            )
-            steps = round((target - measure_config(config, measure)) / step * 8)
+        feed_forward = _feed_forward(config)
+        if feed_forward is not None and feed_forward[0] not in options:
+            name, inner = feed_forward
+            size = measure_config(config, measure)
+            step = measure_config(at(width, **{name: inner + 8}), measure) - size
+            steps = round((target - size) / step * 8) if step else 0
             # Large products like round sizes; small ones need every step to come near the target.
-            fitted = config.feed_forward + (steps if width < 256 else 8 * round(steps / 8))
-            if width <= fitted <= 4 * width:
-                yield at(width, feed_forward=fitted)
+            fitted = inner + (steps if width < 256 else 8 * round(steps / 8))
+            low, high = (width, 4 * width) if isinstance(config, SeqmixConfig) else (inner // 2, 2 * inner)
+            if low <= fitted <= high:
+                yield at(width, **{name: fitted})
+
+
+def _feed_forward(config: AnyConfig) -> tuple[str, int] | None:
+    """The name and width of the feed-forward that is made to fit a size; None where there is none."""
+    if not isinstance(config, SeqmixConfig):
+        return fitted_field(config)
+    return (
+        ("feed_forward", config.feed_forward) if config.feed_forward and isinstance(config.feed_forward, int) else None
+    )
 
 
 def widest_error(sizes: list[float]) -> float:
