@@ -1,0 +1,91 @@
+"""How far apart two positions are in the graph of who listens to whom, over layers of the same mixer or of a stack.
+
+An edge is one layer: from an input to an output that depends on it, through a link of the matrix or, where values
+reach further back than their own position, through that. The residual carries every position on at no cost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from seqmix.mixer import Mixer
+
+DISTANCES = (11, 37, 127)
+"""The distances at which paths are measured, odd ones that no dilation divides; a mixer made for a longest length must
+take twice the largest."""
+TARGETS = 16
+
+
+def dependencies(mixer: Mixer, time: int) -> Tensor:
+    """bool (time, time): the inputs that each output depends on, its own included."""
+    near = mixer.links(time).cpu() | torch.eye(time, dtype=torch.bool)
+    seen = near.clone()
+    for shift in range(1, min(mixer.traits.reach, time)):
+        seen[:, : time - shift] |= near[:, shift:]
+    return seen
+
+
+def hops(layers: Sequence[Mixer], distance: int, *, repeat: bool = False) -> int | None:
+    """The fewest layers that carry something over a distance, for the worst of several targets; None if it cannot be.
+
+    layers: from the first to the last. repeat: take one layer as often as needed instead of each once, in order.
+    """
+    time = 2 * distance + 1
+    targets = torch.linspace(distance, time - 1, min(TARGETS, distance + 1)).round().long()
+    sources = (targets - distance)[:, None]
+    fewest = torch.full((len(targets), time), torch.inf)
+    fewest.scatter_(1, targets[:, None], 0.0)
+    seen_by = {id(mixer): dependencies(mixer, time) for mixer in layers}
+    if repeat:
+        edges = seen_by[id(layers[0])].float()
+        reached = fewest == 0
+        for count in range(distance + 1):
+            if bool(reached.gather(1, sources).all()):
+                return count
+            wider = (reached.float() @ edges) > 0
+            if torch.equal(wider, reached):
+                return None
+            reached = wider
+        return None
+    for mixer in reversed(layers):
+        # Counts are whole numbers below the number of layers: one product for each tells who is one hop further.
+        edges, further = seen_by[id(mixer)].float(), fewest
+        for count in range(len(layers)):
+            here = ((fewest == count).float() @ edges) > 0
+            further = torch.where(here & (further > count + 1), float(count + 1), further)
+        fewest = further
+    worst = float(fewest.gather(1, sources).max())
+    return None if math.isinf(worst) else int(worst)
+
+
+def formula(lengths: dict[int, int | None]) -> str:
+    """The hops by distance n in words: a constant, n / r, n to a power, or log n."""
+    known = {n: count for n, count in lengths.items() if count is not None}
+    if len(known) < len(lengths):
+        return "never" if not known else "some never"
+    counts = list(known.values())
+    if len(set(counts)) == 1:
+        return str(counts[0])
+    (first, least), (last, most) = min(known.items()), max(known.items())
+    for stride in range(1, first + 1):
+        if all(count == math.ceil(n / stride) for n, count in known.items()):
+            return "n" if stride == 1 else f"n/{stride}"
+    steps = [after - before for before, after in itertools.pairwise(counts)]
+    if max(steps) - min(steps) <= 1 and most - least <= 2 * math.log2(last / first):
+        return "log n"
+    return f"n^{math.log(most / least) / math.log(last / first):.2g}"
+
+
+def span_by_layers(mixer: Mixer, layers: Sequence[int] = (1, 2, 4, 8)) -> dict[int, int | None]:
+    """The receptive field of that many layers of the mixer, by adding up how far each looks; None for everything."""
+    lags = mixer.lags
+    if lags is None:
+        return dict.fromkeys(layers)
+    # The residual passes every position on, so lag 0 is always among the lags; only the ends matter for a span.
+    back, ahead = max(0, *lags), min(0, *lags)
+    return {count: count * back - count * ahead + 1 for count in layers}
