@@ -140,7 +140,8 @@ class Performer(Mixer):
         q, k, v = (part.to(wide) for part in parts)
         directions = self.omega.to(wide).T * self.head_dim**-0.25
         half_norms = k.square().sum(dim=-1, keepdim=True) / (2 * math.sqrt(self.head_dim))
-        return q @ directions, k @ directions - half_norms, v
+        with torch.autocast(x.device.type, enabled=False):
+            return q @ directions, k @ directions - half_norms, v
 
     def _over_time(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same of a sequence, heads before time."""

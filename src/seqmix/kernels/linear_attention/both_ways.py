@@ -7,6 +7,7 @@ Shapes: B batch, T time, H heads, K width of queries and keys, V width of values
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from seqmix.kernels.state_space import state_space_scan
@@ -21,20 +22,21 @@ def attend_both_ways(
     as there may be documents; so they are scanned forwards and backwards, and what is in both is taken off once.
 
     Args:
-        runs: (batch, time) integers that differ between neighbouring documents, 0 the first; None for a single one.
+        runs: (batch, time) integers from 0 that grow by 1 where a document begins; None for a single one.
         chunk: positions that the scans handle at once.
     """
-    if runs is None:
-        sums_BHKV = k_BTHK.permute(0, 2, 3, 1) @ v_BTHV.transpose(1, 2)
-        return (q_BTHK.transpose(1, 2) @ sums_BHKV).transpose(1, 2)
-    forwards = _sums_so_far(q_BTHK, k_BTHK, v_BTHV, runs, chunk)
-    flipped = (tensor.flip(1) for tensor in (q_BTHK, k_BTHK, v_BTHV, runs.amax(dim=1, keepdim=True) - runs))
-    backwards = _sums_so_far(*flipped, chunk).flip(1)
-    return forwards + backwards - (q_BTHK * k_BTHK).sum(dim=-1, keepdim=True) * v_BTHV
+    with torch.autocast(q_BTHK.device.type, enabled=False):
+        if runs is None:
+            sums_BHKV = k_BTHK.permute(0, 2, 3, 1) @ v_BTHV.transpose(1, 2)
+            return (q_BTHK.transpose(1, 2) @ sums_BHKV).transpose(1, 2)
+        forwards = _sums_so_far(q_BTHK, k_BTHK, v_BTHV, runs, chunk)
+        flipped_runs = (runs[:, -1:] - runs).flip(1)
+        backwards = _sums_so_far(q_BTHK.flip(1), k_BTHK.flip(1), v_BTHV.flip(1), flipped_runs, chunk).flip(1)
+        return forwards + backwards - (q_BTHK * k_BTHK).sum(dim=-1, keepdim=True) * v_BTHV
 
 
 def _sums_so_far(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, runs: Tensor, chunk: int) -> Tensor:
-    steps = v_BTHV.new_ones(v_BTHV.shape[:3])
-    nothing = v_BTHV.new_zeros(v_BTHV.shape[2])
+    """The sum over s <= t alone: a state space with steps of 1 that forgets nothing and has no skip."""
+    steps, nothing = v_BTHV.new_ones(v_BTHV.shape[:3]), v_BTHV.new_zeros(v_BTHV.shape[2])
     y, _ = state_space_scan(v_BTHV, steps, nothing, k_BTHK, q_BTHK, nothing, runs=runs, chunk=chunk)
     return y

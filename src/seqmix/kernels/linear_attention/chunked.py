@@ -64,7 +64,7 @@ def scan(
         maxima = _running_maxima(k, top_BHM, runs_BJQ)
         largest_BHJQ1 = (q + maxima.here).amax(dim=-1, keepdim=True)
     q = q - largest_BHJQ1
-    mixed = torch.exp(q + k).sum(dim=-1, keepdim=True) * v
+    mixed = (q + k).exp_().sum(dim=-1, keepdim=True) * v
     mixed = _add_inside(mixed, q, k, v, maxima.here, runs_BJQ)
     mixed, sums_BHMC = _add_earlier_chunks(mixed, q, k, v, maxima, sums_BHMC, runs_BJQ)
     y = mixed[..., :-1] / mixed[..., -1:]
@@ -125,7 +125,7 @@ def _add_inside(mixed: Tensor, q: Tensor, k: Tensor, v: Tensor, top: Tensor, run
             # Before the exponential: beyond a border the reference is none, and an infinite factor has no gradient.
             read, written = read.masked_fill(~of_targets, -torch.inf), written.masked_fill(~of_sources, -torch.inf)
         earlier, later = mixed.unflatten(3, (-1, 2, size)).unbind(4)
-        later = later + (read.exp() @ written.exp().transpose(-1, -2)) @ v_BHJNPC
+        later = later + (read.exp_() @ written.exp_().transpose(-1, -2)) @ v_BHJNPC
         mixed = torch.stack([earlier, later], dim=4).flatten(3, 5)
         size *= 2
     return mixed
@@ -150,9 +150,9 @@ def _add_earlier_chunks(
         read_BHJQM = read_BHJQM.masked_fill(~continues_BJQ[:, None, ..., None], -torch.inf)
         written_BHJQM = written_BHJQM.masked_fill(~is_last[:, None, ..., None], -torch.inf)
         faded_BHJM = faded_BHJM.masked_fill(~continues_BJQ[:, None, :, -1:], 0)
-    added_BHJMC = written_BHJQM.exp().transpose(-1, -2) @ v
+    added_BHJMC = written_BHJQM.exp_().transpose(-1, -2) @ v
     before = []
     for faded_BHM, added_BHMC in zip(faded_BHJM.unbind(2), added_BHJMC.unbind(2), strict=True):
         before.append(sums_BHMC)
         sums_BHMC = torch.addcmul(added_BHMC, faded_BHM[..., None], sums_BHMC)
-    return mixed + read_BHJQM.exp() @ torch.stack(before, dim=2), sums_BHMC
+    return mixed + read_BHJQM.exp_() @ torch.stack(before, dim=2), sums_BHMC

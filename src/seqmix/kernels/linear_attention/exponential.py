@@ -48,16 +48,16 @@ def exponential_attention(
         y (batch, heads, time, width), and top and sums after the last position.
 
     Raises:
-        ValueError: no position, a chunk that is no power of two, an unknown implementation.
+        ValueError: a chunk that is no power of two, an unknown implementation.
     """
-    if q.shape[2] == 0:
-        raise ValueError("time is 0: give at least one position")
     if chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk is {chunk}: it must be a power of two")
     if implementation is None:
         implementation = "reference" if q.dtype == torch.float64 else "chunked"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is not known: choose one of {', '.join(IMPLEMENTATIONS)}")
+    if q.shape[2] == 0:
+        return v.clone(), top, sums
     with torch.autocast(q.device.type, enabled=False):
         return IMPLEMENTATIONS[implementation](q, k, F.pad(v, (0, 1), value=1.0), top, sums, runs, chunk)
 
@@ -84,7 +84,8 @@ def exponential_attention_both_ways(
         shift_BHTM = top_BHTM - (q_BHTM + top_BHTM).amax(dim=-1, keepdim=True)
     read, written = torch.exp(q_BHTM + shift_BHTM), torch.exp(k_BHTM - top_BHTM)
     values = F.pad(v_BHTV, (0, 1), value=1.0)
-    mixed = attend_both_ways(*(part.transpose(1, 2) for part in (read, written, values)), runs, chunk=chunk)
+    read, written, values = (part.transpose(1, 2) for part in (read, written, values))
+    mixed = attend_both_ways(read, written, values, runs, chunk=chunk)
     return (mixed[..., :-1] / mixed[..., -1:]).transpose(1, 2)
 
 
