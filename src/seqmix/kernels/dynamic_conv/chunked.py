@@ -1,8 +1,9 @@
 """The dynamic convolution tap by tap, in pieces of time that stay in the cache, with a backward of its own.
 
 A loop over the taps reads and writes the whole output once a tap; within a piece those passes never leave the cache.
-Sums are kept in float32. Autograd of that loop would hold and add up a gradient as large as x for every tap; here
-each tap's part is added in place, so that memory is linear in time and does not grow with the kernel.
+Sums are kept in float32. Autograd of that loop would make and add up a gradient as large as x for every tap; here
+each tap's part is added in place. The gradient of the weights is a product of each head's gradient with its window,
+which is a view. Memory is linear in time and, but for the weights themselves, does not grow with the kernel.
 
 Shapes: B batch, T time, P padded time (T + K - 1), H heads of W neighbouring channels, D channels (H * W), K kernel.
 """
@@ -15,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE = 1 << 17
+PIECE = 1 << 18
 """Numbers of a piece on a CPU: few enough for its cache, enough to outweigh the call of an operation."""
 
 
-def _pieces(grad_or_x_BPD: Tensor, weight_BTHK: Tensor) -> Iterator[tuple[slice, int, int]]:
+def _pieces(padded_BPD: Tensor, weight_BTHK: Tensor) -> Iterator[tuple[slice, int, int]]:
     """(rows, first, last) that together cover every position; a GPU takes them all at once."""
     batch, time = weight_BTHK.shape[:2]
     rows, steps = batch, time
-    if grad_or_x_BPD.device.type == "cpu":
-        positions = max(1, PIECE // grad_or_x_BPD.shape[2])
+    if padded_BPD.device.type == "cpu":
+        positions = max(1, PIECE // padded_BPD.shape[2])
         rows, steps = max(1, positions // max(1, time)), positions
     for row in range(0, batch, max(1, rows)):
         for first in range(0, time, steps):
@@ -65,12 +66,12 @@ def _backward(grad: Tensor, padded: Tensor, weight: Tensor) -> tuple[Tensor, Ten
         grad_source = grad_padded[rows, first : last + kernel - 1].unflatten(2, (heads, -1))
         taps = weight[rows, first:last].to(wide)
         grad_taps = torch.empty_like(taps)
-        product = torch.empty_like(own)
         for tap in range(kernel):
-            there = slice(tap, tap + last - first)
-            grad_source[:, there].addcmul_(taps[..., tap, None], own)
-            torch.mul(own, source[:, there], out=product)
-            torch.sum(product, dim=-1, out=grad_taps[..., tap])
+            grad_source[:, tap : tap + last - first].addcmul_(taps[..., tap, None], own)
+        for row, sources in enumerate(source):
+            # The windows of one row are a view: position and head advance by one head's width of memory.
+            windows = sources.unfold(0, kernel, 1).flatten(0, 1)
+            torch.bmm(own[row].flatten(0, 1)[:, None], windows, out=grad_taps[row].flatten(0, 1)[:, None])
         grad_weight[rows, first:last] = grad_taps
     return grad_padded.to(padded.dtype), grad_weight
 
