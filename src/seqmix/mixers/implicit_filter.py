@@ -80,7 +80,7 @@ class ImplicitFilter(TapFilter):
                 hidden = torch.sin(frequency * F.linear(hidden, layer.weight.to(wide), layer.bias.to(wide)))
             slow, fast = (math.log(FADED) / decay for decay in self.decays)
             deltas = torch.linspace(slow, fast, self.out.out_features, device=z.device, dtype=torch.float64)
-            window = torch.exp(time[:, None] * deltas).to(wide)
+            window = torch.exp(time.to(wide)[:, None] * deltas.to(wide))
             taps = F.linear(hidden, self.out.weight.to(wide)) * window
             taps = taps.unflatten(1, (self.dim, self.streams)).permute(2, 1, 0)
             return torch.cat([taps[:, :, :1] + self.skip.to(wide)[:, :, None], taps[:, :, 1:]], dim=2)
