@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from seqmix.kernels.library import INSTRUCTION_SETS, function, instruction_set, library, why_missing
+
 # A busy machine is no failure, and the same commit gives the same examples.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
@@ -45,3 +47,19 @@ def corpus_folder(tmp_path: Path) -> Path:
         lines = [f"{draw.choice(subjects)} {draw.choice(verbs)} {draw.choice(objects)}." for _ in range(100)]
         (folder / f"part{number:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each build of the compiled kernels that this processor can run, in turn."""
+    loaded = library()
+    if loaded is None:
+        pytest.skip(str(why_missing()))
+    widest = loaded.seqmix_instruction_set().decode()
+    if INSTRUCTION_SETS.index(request.param) > INSTRUCTION_SETS.index(widest):
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("SEQMIX_ISA", request.param)
+    instruction_set.cache_clear(), function.cache_clear()
+    yield request.param
+    monkeypatch.undo()
+    instruction_set.cache_clear(), function.cache_clear()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from seqmix.kernels import gate, library, norm
 from seqmix.kernels.cross_entropy import chunked
 from seqmix.kernels.gate import swiglu
-from seqmix.kernels.library import INSTRUCTION_SETS, instruction_set, why_missing
+from seqmix.kernels.library import why_missing
 from seqmix.kernels.norm import add_norm, gated_rms_norm
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason=str(why_missing()))
@@ -27,19 +27,6 @@ EPS = 1e-5
 SIZES = [(1, 1), (3, 2), (2, 15), (5, 16), (4, 17), (7, 33), (2, 100), (300, 64)]
 SINGLE, HALF = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
 Operation = Callable[..., Tensor | tuple[Tensor, ...]]
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each build that this processor can run, in turn."""
-    widest = library.library().seqmix_instruction_set().decode()  # type: ignore[union-attr]
-    if INSTRUCTION_SETS.index(request.param) > INSTRUCTION_SETS.index(widest):
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setenv("SEQMIX_ISA", request.param)
-    instruction_set.cache_clear(), library.function.cache_clear()
-    yield request.param
-    monkeypatch.undo()
-    instruction_set.cache_clear(), library.function.cache_clear()
 
 
 @pytest.fixture(autouse=True)

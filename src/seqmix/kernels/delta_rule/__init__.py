@@ -1,6 +1,7 @@
 """The generalised delta rule: a matrix state that forgets by channel, removes what a key holds and writes (RWKV-7).
 
-`reference.py` is the specification, a loop; `chunked.py` the fast form, matrix products over chunks of time.
+`reference.py` is the specification, a loop; `chunked.py` the fast form in plain torch, matrix products over chunks of
+time; `native.py` the compiled form on a CPU.
 
 Shapes: B batch, T time, H heads, K key width, V value width.
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqmix.kernels.delta_rule import chunked, reference
+from seqmix.kernels.delta_rule import chunked, native, reference
+from seqmix.kernels.library import why_missing
 
-IMPLEMENTATIONS = {"reference": reference.scan, "chunked": chunked.scan}
+IMPLEMENTATIONS = {"reference": reference.scan, "chunked": chunked.scan, "native": native.scan}
 
 LONGEST_CHUNK = 64
 """The product of a chunk's decays and its inverse must be float32 numbers; RWKV-7's decays are above 0.545."""
@@ -44,7 +46,8 @@ def delta_rule(
         state: (batch, heads, value width, key width), where an earlier piece ended; it is not changed. None is zero.
         runs: (batch, time) integers that differ between documents; 0 continues the state's document.
         chunk: positions handled at once by the chunked form, at most 64.
-        implementation: "chunked" or "reference"; None takes the loop for float64 outside of a compiler.
+        implementation: "native", "chunked" or "reference"; None takes the loop for float64 outside of a compiler, else
+            the compiled form where it can run.
 
     Returns:
         y (batch, time, heads, value width) in the type of v, and the state after the last position.
@@ -55,9 +58,16 @@ def delta_rule(
     _check(r, log_decay, k, v, kappa, rate, chunk)
     if implementation is None:
         plain = v.dtype == torch.float64 and not torch.compiler.is_compiling()
-        implementation = "reference" if plain else "chunked"
+        best = "native" if native.is_available(v, r.shape[3]) else "chunked"
+        implementation = "reference" if plain else best
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is unknown: choose one of {', '.join(IMPLEMENTATIONS)}")
+    if implementation == "native" and not native.is_available(v, r.shape[3]):
+        reason = why_missing() or (
+            f"it computes in float32 on a CPU with keys of at most {native.WIDEST} channels, and v is {v.dtype} on "
+            f"{v.device.type} with keys of {r.shape[3]}"
+        )
+        raise ValueError(f"implementation 'native' is not available here: {reason}")
     wide = torch.promote_types(v.dtype, torch.float32)
     if state is None:
         state = torch.zeros(len(v), *v.shape[2:], r.shape[3], dtype=wide, device=v.device)

@@ -42,11 +42,22 @@ inline __attribute__((unused)) Vector softplus(Vector x) {
     return above + broadcast(2.0f) * s * p;
 }
 
-// The sum of all lanes.
+// The sum of all lanes, in halves.
 inline __attribute__((unused)) float sum_of(Vector x) {
-    float sum = 0.0f;
-    for (int lane = 0; lane < LANES; ++lane) sum += x[lane];
-    return sum;
+#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__AVX512F__)
+    // The masked forms: GCC's plain ones read a register that it calls uninitialised.
+    const __m512 all = (__m512)x;
+    const __m256 eight = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(255, all, 0), _mm512_maskz_extractf32x8_ps(255, all, 1));
+#else
+    const __m256 eight = (__m256)x;
+#endif
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+#else
+    return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
 }
 
 }  // namespace
