@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from seqmix.kernels import delta_rule
 from seqmix.kernels.recompute import is_computing_again
 
 aten = torch.ops.aten
@@ -208,6 +209,16 @@ def _dynamic_conv_backward(grad: Tensor, padded: Tensor, weight: Tensor) -> int:
     return 2 * _dynamic_conv(padded, weight)
 
 
+def _recurrent_loop(gates: Tensor, weight: Tensor, *rest: Any) -> int:
+    """Every position's memory meets W_hh; a backward's first argument has the same batch and time."""
+    return 2 * gates.shape[0] * gates.shape[1] * weight.numel()
+
+
+def _recurrent_loop_backward(grad: Tensor, weight: Tensor, *rest: Any) -> int:
+    """The gradients of memories and weights; the activations that are formed once more are not the model's."""
+    return 2 * _recurrent_loop(grad, weight)
+
+
 def _state_space_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, runs: Any, chunk: int
 ) -> int:
@@ -218,7 +229,32 @@ def _state_space_scan(
     return 2 * batch * count * length * (length * (groups * size + heads * width) + 2 * heads * width * size)
 
 
+def _tiled_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> int:
+    return 2 * rest[-1] * q.shape[1] * (q.shape[-1] + v.shape[-1])
+
+
+def _tiled_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> int:
+    return 2 * rest[-1] * q.shape[1] * (3 * q.shape[-1] + 2 * v.shape[-1])
+
+
+def _delta_rule(
+    r: Tensor,
+    log_decay: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kappa: Tensor,
+    rate: Tensor,
+    state: Tensor,
+    runs: Any,
+    chunk: int,
+    *rest: Any,
+) -> int:
+    """As the chunked form computes it."""
+    return len(r) * delta_rule.scan_flops(*r.shape[1:], v.shape[3], chunk)
+
+
 _FORMULAS_BY_NAME: dict[str, Formula] = {
+    "seqmix::delta_rule": _delta_rule,
     "seqmix::depthwise_conv": _depthwise_conv,
     "seqmix::depthwise_conv_input_gradient": _depthwise_conv,
     "seqmix::depthwise_conv_weight_gradient": _depthwise_conv_weight_gradient,
@@ -231,7 +267,15 @@ _FORMULAS_BY_NAME: dict[str, Formula] = {
     "seqmix::linear_cross_entropy": _head_loss,
     "seqmix::linear_token_losses": _head_token_losses,
     "seqmix::linear_token_losses_backward": _head_token_losses_backward,
+    "seqmix::elman_loop": _recurrent_loop,
+    "seqmix::elman_loop_backward": _recurrent_loop_backward,
+    "seqmix::gru_loop": _recurrent_loop,
+    "seqmix::gru_loop_backward": _recurrent_loop_backward,
+    "seqmix::lstm_loop": _recurrent_loop,
+    "seqmix::lstm_loop_backward": _recurrent_loop_backward,
     "seqmix::state_space_scan": _state_space_scan,
+    "seqmix::tiled_attention": _tiled_attention,
+    "seqmix::tiled_attention_backward": _tiled_attention_backward,
 }
 """Operations of seqmix's kernels: they hide their products, and exist only once their module is imported."""
 
