@@ -118,9 +118,9 @@ class Block(GradientCheckpointingLayer):
         self.mixer_norm = make_norm(config)
         width = config.feed_forward_of_layer(layer)
         self.feed_forward: FeedForward | Mixer | None = None
-        if width and config.feed_forward_mixer is not None:
-            options = {**config.feed_forward_mixer, "width": width}
-            self.feed_forward = create_mixer(options.pop("name"), config.hidden_size, **options)
+        inner = config.feed_forward_mixer_of_layer(layer)
+        if inner is not None:
+            self.feed_forward = create_mixer(inner.pop("name"), config.hidden_size, **inner)
         elif width:
             self.feed_forward = FeedForward(config.hidden_size, width)
         self.feed_forward_norm = make_norm(config) if width else None

@@ -23,7 +23,7 @@ class SeqmixConfig(PreTrainedConfig):
         mixers: one entry a layer, or a shorter pattern that the layers repeat; an entry is
             `{"name": MIXER, OPTION: VALUE, ...}` with the options of that mixer's config.
         feed_forward: width of the SwiGLU feed-forward, 0 for none; one number, or one a layer.
-        feed_forward_mixer: a mixer in place of the SwiGLU, as an entry of `mixers`; its option `width` is feed_forward.
+        feed_forward_mixers: mixers in place of the SwiGLU, given as `mixers` is; feed_forward is their option `hidden`.
         norm: "rms" or "layer".
         norm_position: "pre" (x + f(norm(x)), and a norm at the end) or "post" (norm(x + f(x))).
         norm_eps: added to the variance.
@@ -46,7 +46,7 @@ class SeqmixConfig(PreTrainedConfig):
     num_hidden_layers: int = 4
     mixers: list[dict[str, Any]] | None = None
     feed_forward: int | list[int] = 0
-    feed_forward_mixer: dict[str, Any] | None = None
+    feed_forward_mixers: list[dict[str, Any]] | None = None
     norm: str = "rms"
     norm_position: str = "pre"
     norm_eps: float = 1e-5
@@ -79,19 +79,18 @@ class SeqmixConfig(PreTrainedConfig):
         ):
             if size < 1:
                 raise InputError(f"{name} is {size}: it must be at least 1")
-        if not self.mixers or len(self.mixers) > self.num_hidden_layers:
-            raise InputError(
-                f"mixers has {len(self.mixers)} entries for {self.num_hidden_layers} layers: give one a layer, "
-                "or a shorter pattern to repeat"
-            )
+        for name, entries in (("mixers", self.mixers), ("feed_forward_mixers", self.feed_forward_mixers)):
+            if entries is not None and not 1 <= len(entries) <= self.num_hidden_layers:
+                raise InputError(
+                    f"{name} has {len(entries)} entries for {self.num_hidden_layers} layers: give one a layer, "
+                    "or a shorter pattern to repeat"
+                )
+        if self.feed_forward_mixers is not None and self.feed_forward == 0:
+            raise InputError("feed_forward_mixers is given but feed_forward is 0: give the width of the mixers inside")
         if isinstance(self.feed_forward, list) and len(self.feed_forward) != self.num_hidden_layers:
             raise InputError(
                 f"feed_forward has {len(self.feed_forward)} widths for {self.num_hidden_layers} layers: "
                 "give one number, or one a layer"
-            )
-        if self.feed_forward_mixer is not None and self.feed_forward == 0:
-            raise InputError(
-                f"feed_forward_mixer is {self.feed_forward_mixer['name']!r} but feed_forward is 0: give its width"
             )
         super().__post_init__(**kwargs)
 
@@ -100,6 +99,19 @@ class SeqmixConfig(PreTrainedConfig):
         assert self.mixers is not None
         return self.mixers[layer % len(self.mixers)]
 
+    def feed_forward_mixer_of_layer(self, layer: int) -> dict[str, Any] | None:
+        """The entry of `feed_forward_mixers` that a layer uses, with its width; None where it has none."""
+        width = self.feed_forward_of_layer(layer)
+        if self.feed_forward_mixers is None or not width:
+            return None
+        return {**self.feed_forward_mixers[layer % len(self.feed_forward_mixers)], "hidden": width}
+
     def feed_forward_of_layer(self, layer: int) -> int:
         """The width of a layer's feed-forward, 0 for none."""
         return self.feed_forward[layer] if isinstance(self.feed_forward, list) else self.feed_forward
+
+    def kind_of_layer(self, layer: int) -> str:
+        """Equal for layers that are built alike."""
+        return repr(
+            (self.mixer_of_layer(layer), self.feed_forward_of_layer(layer), self.feed_forward_mixer_of_layer(layer))
+        )

@@ -331,7 +331,7 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
         """The costs of all blocks; of those that the config makes alike only the first is asked."""
         total, known = Cost(), dict[str, Cost]()
         for layer, block in enumerate(self.model.layers):
-            kind = repr((self.config.mixer_of_layer(layer), self.config.feed_forward_of_layer(layer)))
+            kind = self.config.kind_of_layer(layer)
             if kind not in known:
                 known[kind] = cost_of(block)
             total = total + known[kind]

@@ -15,7 +15,7 @@ from seqmix.errors import InputError
 from seqmix.models.block import Block, make_norm
 from seqmix.models.config import SeqmixConfig
 from seqmix.models.contenders import AnyConfig, Contender, contender, on_meta
-from seqmix.models.huggingface import config_document, config_from_document, fitted_field
+from seqmix.models.huggingface import config_document, config_from_document, context_of, fitted_field
 
 TOLERANCE = 0.02
 """How far a solved size may be from its target."""
@@ -44,14 +44,14 @@ def layers_for(parameters: float) -> float:
 
 def measure_config(config: AnyConfig, measure: Literal["params", "flops"]) -> float:
     """Non-embedding parameters, or forward product FLOPs per token at the config's context; nothing is allocated."""
-    context = config.max_position_embeddings
+    context = context_of(config)
     if not isinstance(config, SeqmixConfig):
         return _measure_huggingface(json.dumps(config_document(config), sort_keys=True), measure, context)
     kinds: dict[str, float] = {}
     total = 0.0
     with torch.device("meta"):
         for layer in range(config.num_hidden_layers):
-            kind = repr((config.mixer_of_layer(layer), config.feed_forward_of_layer(layer)))
+            kind = config.kind_of_layer(layer)
             if kind not in kinds:
                 cost = Block(config, layer).cost(1, context)
                 kinds[kind] = cost.parameters if measure == "params" else cost.product_flops / context
