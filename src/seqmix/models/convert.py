@@ -50,7 +50,7 @@ def to_huggingface(model: SeqmixForCausalLM) -> PreTrainedModel:
     """
     config = model.config
     architecture = _architecture(config)
-    require(config, norm="rms", norm_position="pre", embedding_position="none", feed_forward_mixer=None)
+    require(config, norm="rms", norm_position="pre", embedding_position="none", feed_forward_mixers=None)
     with torch.device(model.device):
         theirs = architecture.to_theirs(model).to(model.dtype)
     copy_weights(model, theirs, renamer(architecture.NAMES, forward=False))
