@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from seqmix.conformance.gradients import dependence, gradient_sizes
 from seqmix.conformance.subject import LONGEST, Subject, expect, normal, rounding
@@ -37,11 +38,16 @@ def receptive_field_by_gradient(subject: Subject) -> None:
     if span is None:
         expect(positions_seen is None, f"receptive_field is None, but positions_seen is {positions_seen}")
         time, target = LONGEST, LONGEST - 1
+        farthest = _farthest_without_bound(subject, target)
     else:
         expect(span >= 1, f"receptive_field is {span}: it must be at least 1")
         expect(span <= LONGEST_SPAN, f"receptive_field is {span}: give an example of at most {LONGEST_SPAN} to probe")
         time = span + 3 if subject.traits.causal else 2 * span + 3
         target = time - 1 if subject.traits.causal else span + 1
+        if subject.is_plain and _widest(subject, time, target) != target:
+            # Positions of a block see different spans.
+            time = 2 * span + 3
+            target = _widest(subject, time, target)
     sizes = torch.zeros(time, dtype=torch.float64)
     for draw in range(4):
         leaf = subject.x(2, time, seed=20 + draw).requires_grad_()
@@ -54,8 +60,9 @@ def receptive_field_by_gradient(subject: Subject) -> None:
     if span is None:
         earliest = int((sizes > 0).nonzero()[0]) if bool((sizes > 0).any()) else time
         expect(
-            earliest == 0,
-            f"receptive_field is None (every earlier position), but the output at {target} sees none before {earliest}",
+            earliest <= farthest,
+            f"receptive_field is None, and {farthest} to {target} is a link, but the output there sees none before "
+            f"{earliest}",
         )
         return
     seen = (sizes > rounding(torch.float64, subject.reduction(time)) * sizes.max()).nonzero().flatten()
@@ -66,3 +73,28 @@ def receptive_field_by_gradient(subject: Subject) -> None:
         positions_seen == len(seen),
         f"positions_seen is declared as {positions_seen}, but the gradient finds {len(seen)}",
     )
+
+
+def _extents(subject: Subject, time: int) -> Tensor:
+    """(time,): the positions from the first to the last one that each target is linked to."""
+    links = subject.mixer.links(time).int()
+    return torch.where(links.any(dim=1), time - links.flip(1).argmax(1) - links.argmax(1), 0)
+
+
+def _widest(subject: Subject, time: int, target: int) -> int:
+    """The target whose links span the most positions, the one nearest to the given one where there are several."""
+    extents = _extents(subject, time)
+    widest = (extents == extents.max()).nonzero()[:, 0]
+    return int(widest[(widest - target).abs().argmin()])
+
+
+def _farthest_without_bound(subject: Subject, target: int) -> int:
+    """The first position that `target` is linked to, where links grow with the sequence; 0 without links of its own."""
+    if not subject.is_plain:
+        return 0
+    short, long = (int(_extents(subject, time).max()) for time in (target // 2, target + 1))
+    expect(
+        long > short,
+        f"receptive_field is None (no bound), but links span {long} of {target + 1} positions and {short} of half",
+    )
+    return int(subject.mixer.links(target + 1)[target].int().argmax())

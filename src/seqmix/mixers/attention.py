@@ -1,9 +1,10 @@
-"""Softmax attention: a dense lower triangle whose rows are computed from the input and sum to 1.
+"""Softmax attention: a matrix whose rows are computed from the input and sum to 1, over all links or a few.
 
-    q, k, v = W_q x, W_k x, W_v x;   M = softmax(q k^T / sqrt(head_dim)) over s <= t;   y = W_o (M v)
+    q, k, v = W_q x, W_k x, W_v x;   M = softmax(q k^T / sqrt(head_dim)) over the links;   y = W_o (M v)
 
-arXiv 1706.03762; rotary positions on q and k (`rotary.py`), grouped-query heads arXiv 2305.13245, a window as in
-arXiv 2004.05150. With `memory`, keys and values come from a second sequence, which is seen as a whole.
+arXiv 1706.03762; rotary positions on q and k (`rotary.py`), grouped-query heads arXiv 2305.13245; patterns of links
+(`links.py`); ALiBi arXiv 2108.12409, a bias of -slope * distance on the scores; an RMSNorm of each head's q and k,
+before they turn, arXiv 2302.05442. With `memory`, keys and values come from a second sequence, seen as a whole.
 
 Shapes: B batch, T time, S source, D model width, H heads, G groups of heads that share keys and values, K head width.
 """
@@ -11,78 +12,22 @@ Shapes: B batch, T time, S source, D model width, H heads, G groups of heads tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from seqmix.cost import Cost, causal_links, linear_flops
+from seqmix.cost import Cost, causal_links
 from seqmix.errors import InputError
-from seqmix.kernels.documents import Placement
-from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.attention_product import attend, attend_locally, attention_matrix, repeat_groups
+from seqmix.mixer import Mixed, Mixer, Mixing, State, Traits, place
+from seqmix.mixers.attention_config import AttentionConfig, usual_heads
+from seqmix.mixers.attention_cost import AttentionSizes, attention_cost
+from seqmix.mixers.attention_memory import MemoryState, memory_state
+from seqmix.mixers.attention_product import attend, attention_matrix, repeat_groups
+from seqmix.mixers.link_counts import count_links, links_of
 from seqmix.mixers.rotary import apply_rotation, rotation
-from seqmix.mixers.slots import SlotState, append, empty_slots, filled, gather, remember, visible, widen
-
-USUAL_HEAD_DIM = 64
-SOFTMAX_FLOPS = 5
-"""Scale, maximum, difference, exponential and division, for each link of each head."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    """The options of softmax attention.
-
-    heads: None for head widths near 64. kv_heads: groups of heads that share keys and values; None for heads.
-    head_dim: None for dim // heads.
-    rope: turn q and k by their position in the document, half-split pairs, base rope_theta.
-    window: the positions seen, the present one included; None for all. Not causal: as many after it too.
-    bias: on all four projections.
-    """
-
-    heads: int | None = None
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    rope: bool = True
-    rope_theta: float = 10000.0
-    window: int | None = None
-    causal: bool = True
-    bias: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("heads", "kv_heads", "head_dim", "window"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: it must be at least 1")
-        if self.rope_theta <= 0:
-            raise InputError(f"rope_theta is {self.rope_theta}: it must be greater than 0")
-
-
-@dataclass
-class MemoryState(State):
-    """keys, values: (batch, groups, source, head width) of the memory; mask: bool (batch, source), what is seen."""
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor
-
-    def cat(self, *others: Self) -> Self:
-        states = (self, *others)
-        source = max(state.mask.shape[1] for state in states)
-        return type(self)(
-            torch.cat([state.position for state in states]),
-            torch.cat([state.document for state in states]),
-            torch.cat([widen(state.keys, source) for state in states]),
-            torch.cat([widen(state.values, source) for state in states]),
-            torch.cat([nn.functional.pad(state.mask, (0, source - state.mask.shape[1])) for state in states]),
-        )
-
-
-def usual_heads(dim: int) -> int:
-    """The number of heads that divides dim with widths near 64, even ones where dim is even."""
-    divisors = [heads for heads in range(1, dim + 1) if dim % heads == 0]
-    return min(divisors, key=lambda heads: (dim // heads % 2, abs(dim // heads - USUAL_HEAD_DIM)))
+from seqmix.mixers.slots import SlotState, append, empty_slots, filled, gather, held_by, remember, visible
+from seqmix.mixers.sparse_attention import alibi, alibi_slopes, attend_by_links
 
 
 class Attention(Mixer):
@@ -110,28 +55,52 @@ class Attention(Mixer):
         self.k_proj = nn.Linear(dim, self.groups * self.head_dim, bias=config.bias)
         self.v_proj = nn.Linear(dim, self.groups * self.head_dim, bias=config.bias)
         self.o_proj = nn.Linear(self.heads * self.head_dim, dim, bias=config.bias)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(self.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
+        self.pattern = config.link_pattern
 
     @classmethod
     def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
         return [
             (12, {}),
-            (12, {"heads": 4, "kv_heads": 2, "bias": True, "rope_theta": 500.0}),
+            (12, {"heads": 4, "kv_heads": 2, "bias": True, "rope_theta": 500.0, "qk_norm": True, "qk_norm_eps": 1e-5}),
             (10, {"heads": 2, "kv_heads": 1, "window": 5}),
-            (12, {"heads": 3, "head_dim": 5, "rope": False}),
-            (10, {"heads": 2, "causal": False}),
+            (12, {"heads": 3, "head_dim": 5, "rope": False, "alibi": True, "pattern": "window(3) | global_(2)"}),
+            (10, {"heads": 2, "pattern": "window(2, dilation=3) | random(2, seed=1)"}),
             (6, {"heads": 3, "causal": False, "window": 4}),
+            (8, {"heads": 2, "causal": False, "pattern": "bigbird(block=3, random_blocks=1)", "rope": False}),
         ]
 
     @property
     def traits(self) -> Traits:
         causal = self.config.causal
-        growth: Literal["constant", "linear"] = "linear" if self.config.window is None else "constant"
+        growth: Literal["constant", "linear"] = "linear" if self.config.ring is None else "constant"
         return Traits(causal=causal, content_dependent=True, state_growth=growth if causal else None, cross=True)
 
     @property
+    def _sees_all_held(self) -> bool:
+        """Whether the next position sees all that the state holds: a window without gaps, or all positions."""
+        only = None if self.pattern is None else self.pattern.single_window
+        return self.pattern is None or (only is not None and only.dilation == 1)
+
+    @property
     def receptive_field(self) -> int | None:
-        window = self.config.window
-        return window if window is None or self.config.causal else 2 * window - 1
+        return None if self.pattern is None else self.pattern.receptive_field(causal=self.config.causal)
+
+    @property
+    def lags(self) -> Sequence[int] | None:
+        return None if self.pattern is None else self.pattern.lags(causal=self.config.causal)
+
+    @property
+    def positions_seen(self) -> int | None:
+        return None if self.pattern is None else self.pattern.positions_seen(causal=self.config.causal)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for norm in (self.q_norm, self.k_norm):
+            if isinstance(norm, nn.RMSNorm):
+                norm.reset_parameters()
 
     def _heads(self, projected: Tensor) -> Tensor:
         """(B, T, heads * K) to (B, heads, T, K)."""
@@ -139,11 +108,20 @@ class Attention(Mixer):
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x (B, T, D), q and k turned by their positions (B or 1, T)."""
-        q_BHTK, k_BGTK, v_BGTK = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q_BHTK, (k_BGTK, v_BGTK) = self._queries(x), self._keys_and_values(x)
         if self.config.rope:
             angles = rotation(positions[:, None], self.head_dim, self.config.rope_theta, q_BHTK.dtype)
             q_BHTK, k_BGTK = apply_rotation(q_BHTK, *angles), apply_rotation(k_BGTK, *angles)
         return q_BHTK, k_BGTK, v_BGTK
+
+    def _queries(self, x: Tensor) -> Tensor:
+        return self.q_norm(self._heads(self.q_proj(x)))
+
+    def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.k_norm(self._heads(self.k_proj(x))), self._heads(self.v_proj(x))
+
+    def _slopes(self, device: torch.device) -> Tensor | None:
+        return alibi_slopes(self.heads, device) if self.config.alibi else None
 
     def _output(self, mixed_BHTK: Tensor) -> Tensor:
         return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
@@ -178,50 +156,53 @@ class Attention(Mixer):
         if memory is not None:
             state = self.memory_state(memory, memory_mask)
         if isinstance(state, MemoryState):
-            after = MemoryState(placement.position, placement.document, state.keys, state.values, state.mask)
-            return Mixed(self._mix_memory(x, state), after if self.config.causal else None)
+            moved = state.at(placement.position, placement.document)
+            return Mixed(self._mix_memory(x, state), moved if self.config.causal else None)
         slots = _slot_state(state)
         is_alike = not placement.packed and (slots is None or slots.is_even)
-        q_BHTK, k_BGTK, v_BGTK = self._project(x, placement.positions[: 1 if is_alike else None])
-        if not self.config.causal:
-            mask = self._mask_around(placement)
-            return Mixed(self._output(attend(q_BHTK, k_BGTK, v_BGTK, mask)), None)
-        window = self.config.window
-        cached = gather(slots, (k_BGTK, v_BGTK), placement)
+        positions = placement.positions[: 1 if is_alike else None]
+        q_BHTK, k_BGTK, v_BGTK = self._project(x, positions)
+        cached = gather(slots, (k_BGTK, v_BGTK), placement, kept=self.config.kept)
         keys, values = cached.stored
-        has_no_past = keys.shape[2] == x.shape[1]
-        if has_no_past and window is not None and window < x.shape[1]:
-            mixed = attend_locally(q_BHTK, keys, values, window, placement.runs if placement.packed else None)
-        elif has_no_past and not placement.packed:
-            mixed = attend(q_BHTK, keys, values, is_causal=True)
+        if keys.shape[2] == x.shape[1]:
+            mixed = attend_by_links(
+                q_BHTK,
+                keys,
+                values,
+                self.pattern,
+                causal=self.config.causal,
+                positions=positions,
+                runs=placement.runs if placement.packed else None,
+                slopes_H=self._slopes(x.device),
+            )
         else:
-            mixed = attend(q_BHTK, keys, values, visible(cached, placement, window))
-        return Mixed(self._output(mixed), remember(slots, cached, placement, capacity=capacity, window=window))
+            targets = placement.positions[: len(cached.positions)]
+            mask, bias = self._seen(targets, cached.positions, visible(cached, placement), q_BHTK.dtype)
+            mixed = attend(q_BHTK, keys, values, mask, bias=bias)
+        if not self.config.causal:
+            return Mixed(self._output(mixed), None)
+        after = remember(slots, cached, placement, capacity=capacity, window=self.config.ring, kept=self.config.kept)
+        return Mixed(self._output(mixed), after)
 
-    def _mask_around(self, placement: Placement) -> Tensor | None:
-        """bool (batch or 1, T, T) for the non-causal form: one document, less than a window away on either side."""
-        window, runs = self.config.window, placement.runs
-        mask = runs[:, :, None] == runs[:, None, :] if placement.packed else None
-        if window is None:
-            return mask
-        near = self.links(runs.shape[1])[None]
-        return near if mask is None else mask & near
+    def _seen(
+        self, targets: Tensor, sources: Tensor, mask: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The links among `mask` (B or 1, T, S), None for all, and the bias of ALiBi.
+
+        Targets and sources are positions, (B or 1, T) and (B or 1, S).
+        """
+        if self.pattern is not None:
+            links = self.pattern.allows(targets[:, :, None], sources[:, None, :], causal=True)
+            mask = links if mask is None else mask & links
+        slopes = self._slopes(targets.device)
+        return mask, None if slopes is None else alibi(slopes, targets, sources, dtype)
 
     def memory_state(self, memory: Tensor, memory_mask: Tensor | None = None) -> MemoryState:
         """The state that attends to memory (batch, source, dim), with its mask (batch, source), before any token."""
-        batch, source, _ = memory.shape
-        if memory_mask is None:
-            memory_mask = torch.ones(batch, source, dtype=torch.bool, device=memory.device)
-        if memory_mask.shape != (batch, source):
-            raise InputError(
-                f"memory_mask has shape {tuple(memory_mask.shape)}: it must be (batch, source) = {(batch, source)}"
-            )
-        count = torch.zeros(batch, dtype=torch.int64, device=memory.device)
-        keys, values = self._heads(self.k_proj(memory)), self._heads(self.v_proj(memory))
-        return MemoryState(count, count.clone(), keys, values, memory_mask.to(torch.bool))
+        return memory_state(*self._keys_and_values(memory), memory_mask)
 
     def _mix_memory(self, x: Tensor, state: MemoryState) -> Tensor:
-        q_BHTK = self._heads(self.q_proj(x))
+        q_BHTK = self._queries(x)
         keys, values = state.keys.to(q_BHTK.dtype), state.values.to(q_BHTK.dtype)
         return self._output(attend(q_BHTK, keys, values, state.mask[:, None].expand(-1, x.shape[1], -1)))
 
@@ -236,12 +217,11 @@ class Attention(Mixer):
         if not self.config.causal:
             return super().init_state(batch, capacity, device=device, dtype=dtype)
         weight = self.k_proj.weight
-        window = self.config.window
         return empty_slots(
             batch,
-            (capacity or 0) if window is None else window,
+            (capacity or 0) if self.config.ring is None else self.config.kept + self.config.ring,
             ((self.groups, self.head_dim), (self.groups, self.head_dim)),
-            grows=window is None and capacity is None,
+            grows=self.config.ring is None and capacity is None,
             device=weight.device if device is None else device,
             dtype=dtype or weight.dtype,
         )
@@ -251,68 +231,60 @@ class Attention(Mixer):
             return super().step(x, state)
         if isinstance(state, MemoryState):
             y = self._mix_memory(x[:, None], state)[:, 0]
-            return Mixed(y, MemoryState(state.position + 1, state.document, state.keys, state.values, state.mask))
+            return Mixed(y, state.at(state.position + 1, state.document))
         before = _slot_state(state)
         assert before is not None
         q_BH1K, k_BG1K, v_BG1K = self._project(x[:, None], before.position[: 1 if before.is_even else None, None])
-        after = append(before, (k_BG1K, v_BG1K), window=self.config.window)
-        (keys, values), mask = filled(after)
-        mixed = attend(q_BH1K, keys.to(q_BH1K.dtype), values.to(q_BH1K.dtype), mask)
+        after = append(before, (k_BG1K, v_BG1K), window=self.config.ring, kept=self.config.kept)
+        (keys, values), mask = filled(after, kept=self.config.kept)
+        bias = None
+        if self.config.alibi or not self._sees_all_held:
+            rows = slice(0, 1) if mask is None else slice(None)
+            last = after.position[rows, None] - 1
+            mask, bias = self._seen(last, held_by(after, rows, self.config.kept), mask, q_BH1K.dtype)
+        mixed = attend(q_BH1K, keys.to(q_BH1K.dtype), values.to(q_BH1K.dtype), mask, bias=bias)
         return Mixed(self._output(mixed)[:, 0], after)
 
     def mixing(self, x: Tensor, memory: Tensor | None = None, memory_mask: Tensor | None = None) -> list[Mixing]:
         """The softmax matrix (batch, heads, time, source) and each head's values; over memory where it is given."""
         if memory is not None:
             state = self.memory_state(memory, memory_mask)
-            matrix = attention_matrix(self._heads(self.q_proj(x)), state.keys, state.mask[:, None])
+            matrix = attention_matrix(self._queries(x), state.keys, state.mask[:, None])
             return [Mixing(matrix, repeat_groups(state.values, self.heads))]
-        q_BHTK, k_BGTK, v_BGTK = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
-        matrix = attention_matrix(q_BHTK, k_BGTK, self.links(x.shape[1])[None])
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        q_BHTK, k_BGTK, v_BGTK = self._project(x, positions)
+        slopes = self._slopes(x.device)
+        bias = None if slopes is None else alibi(slopes, positions, positions, q_BHTK.dtype)
+        matrix = attention_matrix(q_BHTK, k_BGTK, self.links(x.shape[1])[None], bias)
         return [Mixing(matrix, repeat_groups(v_BGTK, self.heads))]
 
     def readout(self, mixed: list[Tensor], x: Tensor) -> Tensor:
         return self._output(mixed[0])
 
     def links(self, time: int) -> Tensor:
-        device, window = self.q_proj.weight.device, self.config.window
-        if self.config.causal:
-            return causal_mask(time, window, device)
-        mask = causal_mask(time, window, device) if window is not None else torch.ones(time, time, dtype=torch.bool)
-        return (mask | mask.T).to(device)
+        steps = torch.arange(time, device=self.q_proj.weight.device)
+        targets, sources = steps[:, None], steps[None, :]
+        if self.pattern is not None:
+            return self.pattern.allows(targets, sources, causal=self.config.causal)
+        return targets >= sources if self.config.causal else torch.ones_like(targets >= sources)
 
     def _num_links(self, time: int) -> int:
         """Pairs of target and source of one head over a sequence."""
-        window = self.config.window
-        if self.config.causal:
-            return causal_links(time, window)
-        return time * time if window is None else 2 * causal_links(time, window) - time
+        if self.pattern is not None:
+            return count_links(self.pattern, time, causal=self.config.causal)
+        return causal_links(time) if self.config.causal else time * time
 
-    def _cost(self, batch: int, time: int, links: int, stored: int, touched: int) -> Cost:
-        """The cost of `time` positions a row with `links`; the state has `stored` slots, `touched` of them in use."""
-        positions = batch * time
-        size = self.q_proj.weight.element_size()
-        of_heads, of_groups = self.heads * self.head_dim, self.groups * self.head_dim
-        rotary = 3 * (of_heads + of_groups) + 2 * (self.head_dim // 2) if self.config.rope else 0
-        biases = of_heads + 2 * of_groups + self.dim if self.config.bias else 0
-        bookkeeping = BOOKKEEPING_BYTES if self.config.causal else 0
-        return Cost(
-            product_flops=linear_flops(positions, self.dim, 2 * (of_heads + of_groups)) + 4 * batch * links * of_heads,
-            other_flops=positions * (rotary + biases) + SOFTMAX_FLOPS * batch * links * self.heads,
-            parameters=self.num_parameters,
-            state_bytes=batch * (2 * stored * of_groups * size + bookkeeping),
-            bytes_moved=size * (self.num_parameters + 2 * positions * self.dim)
-            + batch * (2 * touched * of_groups * size + bookkeeping),
-        )
+    @property
+    def _sizes(self) -> AttentionSizes:
+        sizes = (self.dim, self.heads, self.groups, self.head_dim, self.num_parameters)
+        return AttentionSizes(*sizes, self.q_proj.weight.element_size())
 
     def cost(self, batch: int, time: int) -> Cost:
-        window = self.config.window
-        stored = 0 if not self.config.causal else time if window is None else window
-        return self._cost(batch, time, self._num_links(time), stored, min(stored, time))
+        return attention_cost(self.config, self._sizes, batch, time, self._num_links(time), time)
 
     def step_cost(self, batch: int, position: int) -> Cost:
-        window = self.config.window
-        seen = position + 1 if window is None else min(position + 1, window)
-        return self._cost(batch, 1, seen, position + 1 if window is None else window, seen)
+        seen = position + 1 if self.pattern is None else int(links_of(self.pattern, torch.tensor([position])))
+        return attention_cost(self.config, self._sizes, batch, 1, seen, position + 1)
 
 
 def _slot_state(state: State | None) -> SlotState | None:

@@ -1,7 +1,8 @@
 """A state that keeps something for each position read: the keys and values of attention, for example.
 
 Slot p mod slots holds position p of the row's current document, so that padding on the left and earlier
-documents take no room. With as many slots as positions that is a plain list; with `window` slots it is a ring.
+documents take no room. With as many slots as positions that is a plain list; with `window` slots it is a ring. Behind
+`kept` slots, which hold the first positions of the document for good, the rest is a ring for those after them.
 
 Shapes: B batch, T time of a piece, S slots, G groups (heads), W width.
 """
@@ -101,21 +102,34 @@ def widen(tensor: Tensor, slots: int) -> Tensor:
     return F.pad(tensor, (0, 0, 0, missing)) if missing > 0 else tensor
 
 
-def held_positions(last: Tensor, slots: int, count: int) -> Tensor:
+def held_positions(last: Tensor, slots: int, count: int, kept: int = 0) -> Tensor:
     """The position (batch, count) in each of the first slots when `last` (batch,) is the latest; negative for none."""
     slot = torch.arange(count, device=last.device)
-    return last[:, None] - (last[:, None] - slot).remainder(max(slots, 1))
+    held = last[:, None] - (last[:, None] - slot).remainder(max(slots - kept, 1))
+    if not kept:
+        return held
+    return torch.where(slot < kept, slot.expand_as(held), held).masked_fill((slot > last[:, None]) | (held < slot), -1)
 
 
-def gather(state: SlotState | None, pieces: tuple[Tensor, ...], placement: Placement) -> Cached:
+def held_by(state: SlotState, rows: slice, kept: int = 0) -> Tensor:
+    """The position (batch, source) in each slot in use, of some rows; negative for none."""
+    return held_positions(state.position[rows] - 1, state.slots, slots_in_use(state), kept)
+
+
+def slots_in_use(state: SlotState) -> int:
+    """How many of the first slots may hold something; all of them while compiling."""
+    return state.slots if torch.compiler.is_compiling() else min(state.longest, state.slots)
+
+
+def gather(state: SlotState | None, pieces: tuple[Tensor, ...], placement: Placement, *, kept: int = 0) -> Cached:
     """Puts a piece (tensors (batch, groups, time, width)) behind the filled slots of the state it continues."""
     alike = not placement.packed and (state is None or (state.is_even and not torch.compiler.is_compiling()))
     rows = slice(0, 1) if alike else slice(None)
     positions, runs = placement.positions[rows], placement.runs[rows]
     if state is None or state.slots == 0:
         return Cached(pieces, positions, runs)
-    used = state.slots if torch.compiler.is_compiling() else min(state.longest, state.slots)
-    held = held_positions(state.position[rows] - 1, state.slots, used)
+    used = slots_in_use(state)
+    held = held_by(state, rows, kept)
     is_empty = held < 0
     stored = tuple(
         torch.cat(
@@ -147,8 +161,12 @@ def remember(
     *,
     capacity: int | None = None,
     window: int | None = None,
+    kept: int = 0,
 ) -> SlotState:
     """The state after a piece, which `gather` has put behind the state before it.
+
+    Args:
+        window: slots of the ring, behind the `kept` ones; None for a slot for each position.
 
     Raises:
         InputError: more positions in a row's last document than the capacity has room for.
@@ -157,7 +175,7 @@ def remember(
     before = (0, 0) if state is None else (state.shortest, state.longest)
     shortest, longest = 1 if placement.packed else before[0] + time, before[1] + time
     grows = window is None and capacity is None and (state is None or state.grows)
-    slots = window if window is not None else max(0 if state is None else state.slots, capacity or 0)
+    slots = kept + window if window is not None else max(0 if state is None else state.slots, capacity or 0)
     if longest > slots and window is None and (not grows or state is not None):
         shortest, longest = _looked_up(placement.position, shortest, longest)
     if grows:
@@ -165,17 +183,20 @@ def remember(
     elif window is None:
         check_room(slots, longest)
     source = cached.positions.shape[1]
-    if shortest == longest and (window is None or source <= window) and longest == source:
+    if shortest == longest and (window is None or source <= slots) and longest == source:
         stored = tuple(widen(tensor, slots) for tensor in cached.stored)
     else:
-        stored = _selected(cached, placement, slots, source - time)
+        stored = _selected(cached, placement, slots, source - time, kept)
     if state is not None:
         stored = tuple(tensor.to(old.dtype) for tensor, old in zip(stored, state.stored, strict=True))
     return SlotState(placement.position, placement.document, stored, shortest, longest, grows)
 
 
-def append(state: SlotState, pieces: tuple[Tensor, ...], *, window: int | None = None) -> SlotState:
+def append(state: SlotState, pieces: tuple[Tensor, ...], *, window: int | None = None, kept: int = 0) -> SlotState:
     """The state after one more position (tensors (batch, groups, 1, width)); writes in place where gradients allow it.
+
+    Args:
+        window: slots of the ring, behind the `kept` ones; None for a slot for each position.
 
     Raises:
         InputError: the capacity is full.
@@ -197,21 +218,21 @@ def append(state: SlotState, pieces: tuple[Tensor, ...], *, window: int | None =
         if is_recorded and tensor is old:
             tensor = old.clone()
         if uses_one_slot:
-            tensor[:, :, longest % slots] = new[:, :, 0]
+            tensor[:, :, longest if longest < slots else kept + (longest - kept) % (slots - kept)] = new[:, :, 0]
         else:
-            slot = state.position.remainder(slots)[:, None, None, None].expand_as(new)
-            tensor.scatter_(2, slot, new.to(tensor.dtype))
+            round_ring = kept + (state.position - kept).remainder(slots - kept)
+            slot = torch.where(state.position < slots, state.position, round_ring) if kept else round_ring
+            tensor.scatter_(2, slot[:, None, None, None].expand_as(new), new.to(tensor.dtype))
         stored.append(tensor)
     return SlotState(state.position + 1, state.document, tuple(stored), shortest + 1, longest + 1, state.grows)
 
 
-def filled(state: SlotState) -> tuple[tuple[Tensor, ...], Tensor | None]:
+def filled(state: SlotState, *, kept: int = 0) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """The slots in use, and bool (batch, 1, source) where a row has fewer of them than another; None for none."""
-    is_compiling = torch.compiler.is_compiling()
-    used = state.slots if is_compiling else min(state.longest, state.slots)
-    if state.is_even and not is_compiling:
+    used = slots_in_use(state)
+    if state.is_even and not torch.compiler.is_compiling():
         return tuple(tensor[:, :, :used] for tensor in state.stored), None
-    is_empty = held_positions(state.position - 1, state.slots, used) < 0
+    is_empty = held_by(state, slice(None), kept) < 0
     return tuple(_emptied(tensor[:, :, :used], is_empty) for tensor in state.stored), ~is_empty[:, None, :]
 
 
@@ -237,12 +258,12 @@ def _looked_up(position: Tensor, shortest: int, longest: int) -> tuple[int, int]
     return int(least), int(greatest)
 
 
-def _selected(cached: Cached, placement: Placement, slots: int, used: int) -> tuple[Tensor, ...]:
+def _selected(cached: Cached, placement: Placement, slots: int, used: int, kept: int) -> tuple[Tensor, ...]:
     """Each slot's latest content, from the filled slots (the first `used`) or from the piece behind them."""
     rows = cached.positions.shape[0]
     time = placement.positions.shape[1]
     last = placement.position[:rows] - 1
-    held = held_positions(last, slots, slots)
+    held = held_positions(last, slots, slots, kept)
     step = held - last[:, None] + time - 1
     index = torch.where(step >= 0, used + step, torch.arange(slots, device=last.device))
     is_empty = held < 0
