@@ -31,6 +31,42 @@ def _convtransformer(width: int, depth: int, context: int) -> dict[str, Any]:
     return {"mixers": mixers, "feed_forward": feed_forward_width(width)}
 
 
+def _bytenet(width: int, depth: int, context: int) -> dict[str, Any]:
+    dilations = [1, 2, 4, 8, 16][:depth]
+    mixers = [{"name": "bytenet", "kernel": 3, "dilation": dilation, "input_norm": False} for dilation in dilations]
+    return {"mixers": mixers, "norm": "layer"}
+
+
+def _convs2s(width: int, depth: int, context: int) -> dict[str, Any]:
+    return {"mixers": [{"name": "convs2s", "kernel": 3}], "norm": "layer", "norm_position": "post"}
+
+
+def _growing_kernels(name: str, width: int, depth: int) -> dict[str, Any]:
+    """The paper's kernels by layer: 3, 7, 15, then 31."""
+    mixers = [{"name": name, "kernel": min(31, 2 ** (layer + 2) - 1)} for layer in range(depth)]
+    return {"mixers": mixers, "norm": "layer", "feed_forward": feed_forward_width(width)}
+
+
+def _light_conv(width: int, depth: int, context: int) -> dict[str, Any]:
+    return _growing_kernels("light_conv", width, depth)
+
+
+def _dynamic_conv(width: int, depth: int, context: int) -> dict[str, Any]:
+    return _growing_kernels("dynamic_conv", width, depth)
+
+
+def _involution(width: int, depth: int, context: int) -> dict[str, Any]:
+    return {"mixers": [{"name": "involution"}], "feed_forward": feed_forward_width(width)}
+
+
+def _global_conv(width: int, depth: int, context: int) -> dict[str, Any]:
+    return {"mixers": [{"name": "gated_global_conv", "length": context}], "feed_forward": feed_forward_width(width)}
+
+
+def _hyena(width: int, depth: int, context: int) -> dict[str, Any]:
+    return {"mixers": [{"name": "hyena", "length": context}], "feed_forward": feed_forward_width(width)}
+
+
 PRESETS = (
     Preset(
         name="convsamba",
@@ -56,6 +92,50 @@ PRESETS = (
         name="convtransformer",
         summary="gated convolutions of kernel 4 and attention in every fourth layer, SwiGLU feed-forward",
         build=_convtransformer,
+        rate=3e-3,
+    ),
+    Preset(
+        name="bytenet",
+        summary="ByteNet's residual blocks: full convolutions of kernel 3, dilations 1, 2, 4, 8, 16 in turn",
+        build=_bytenet,
+        rate=3e-3,
+        depth_factor=3.0,
+    ),
+    Preset(
+        name="convs2s",
+        summary="ConvS2S's decoder layers without their attention: GLU of a full convolution, LayerNorm behind",
+        build=_convs2s,
+        rate=3e-3,
+        depth_factor=1.5,
+    ),
+    Preset(
+        name="light_conv",
+        summary="LightConv: kernels 3, 7, 15, 31 by layer that sum to 1 and are shared in a head, SwiGLU feed-forward",
+        build=_light_conv,
+        rate=3e-3,
+    ),
+    Preset(
+        name="dynamic_conv",
+        summary="DynamicConv: the same with kernels computed from each position, SwiGLU feed-forward",
+        build=_dynamic_conv,
+        rate=3e-3,
+    ),
+    Preset(
+        name="involution",
+        summary="involutions of kernel 7, SwiGLU feed-forward",
+        build=_involution,
+        rate=3e-3,
+    ),
+    Preset(
+        name="global_conv",
+        summary="gated depthwise convolutions with a tap for every position of the context, SwiGLU feed-forward",
+        build=_global_conv,
+        rate=3e-3,
+    ),
+    Preset(
+        name="hyena",
+        summary="Hyena of order 2: implicit filters as long as the context, SwiGLU feed-forward",
+        build=_hyena,
         rate=3e-3,
     ),
 )
