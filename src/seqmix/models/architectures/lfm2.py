@@ -13,7 +13,7 @@ from typing import Any
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from seqmix.errors import InputError
-from seqmix.models.architectures.names import Names, common_fields, require, rope_theta, single_width
+from seqmix.models.architectures.names import PLAIN, Names, common_fields, require, rope_theta, single_width
 from seqmix.models.config import SeqmixConfig
 from seqmix.models.language_model import SeqmixForCausalLM
 
@@ -49,7 +49,7 @@ def to_ours(model: Lfm2ForCausalLM) -> SeqmixConfig:
             "heads": config.num_attention_heads,
             "kv_heads": config.num_key_value_heads,
             "qk_norm": True,
-            "norm_eps": config.norm_eps,
+            "qk_norm_eps": config.norm_eps,
             "rope_theta": rope_theta(config),
         },
     }
@@ -79,7 +79,7 @@ def to_theirs(model: SeqmixForCausalLM) -> Lfm2ForCausalLM:
         is_attention = config.mixer_of_layer(layer)["name"] == "attention"
         types.append("full_attention" if is_attention else "conv")
         if is_attention:
-            require(mixer.config, window=None, causal=True, bias=False, rope=True, norm_eps=config.norm_eps)
+            require(mixer.config, causal=True, bias=False, rope=True, qk_norm_eps=config.norm_eps, **PLAIN)
             if mixer.head_dim * mixer.heads != config.hidden_size:
                 raise InputError(
                     f"{mixer.heads} heads of width {mixer.head_dim} cannot be converted: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seqmix.models.architectures.names import Names, common_fields, require, rope_theta, single_width
+from seqmix.models.architectures.names import PLAIN, Names, common_fields, require, rope_theta, single_width
 from seqmix.models.config import SeqmixConfig
 from seqmix.models.language_model import SeqmixForCausalLM
 
@@ -42,7 +42,7 @@ def to_ours(model: LlamaForCausalLM) -> SeqmixConfig:
 def to_theirs(model: SeqmixForCausalLM) -> LlamaForCausalLM:
     """A new Llama of the same shape, with weights of its own."""
     config, attention = model.config, model.model.layers[0].mixer
-    require(attention.config, window=None, causal=True, bias=False, rope=True)
+    require(attention.config, causal=True, bias=False, rope=True, **PLAIN)
     return LlamaForCausalLM(
         LlamaConfig(
             **common_fields(config),

@@ -14,6 +14,9 @@ from seqmix.errors import InputError
 Names = tuple[tuple[str, str], ...]
 """(theirs, ours): how names begin, {} for the number of a layer."""
 
+PLAIN: dict[str, Any] = {"window": None, "pattern": None, "alibi": False}
+"""The options of attention that say who listens to whom, as Llama and LFM2 have them."""
+
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
