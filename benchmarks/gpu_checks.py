@@ -24,7 +24,7 @@ from seqmix.conformance.subject import Subject, rounding
 from seqmix.generation.cuda_graph import Capture, GraphDecoder
 from seqmix.kernels import library
 from seqmix.kernels.depthwise_conv import DepthwiseConvState, depthwise_conv, group_channels
-from seqmix.mixer import Mixer, State
+from seqmix.mixer import Mixer, SharingMixer, State
 from seqmix.mixers import mixer_class
 from seqmix.training.optimizer import make_optimizer
 
@@ -244,7 +244,9 @@ def moved(kind: type[Mixer], device: torch.device) -> type[Mixer]:
         self.is_inside = False
         self.to(device)
 
-    names = ("forward", "step", "mixing", "readout", "links")
+    names = ["forward", "step", "mixing", "readout", "links"]
+    if issubclass(kind, SharingMixer):
+        names += ["forward_sharing", "step_sharing"]
     there = type(kind.__name__, (kind,), {"__init__": create, **{name: wrapped(name) for name in names}})
     return there
 
