@@ -30,7 +30,8 @@ def count_links(pattern: Pattern, time: int, *, causal: bool) -> int:
     unit = _unit(pattern)
     listed = sum(_num_listed(part) for part in pattern.parts)
     step = max(1, LISTED_AT_ONCE // max(listed, 1)) * unit
-    with torch.inference_mode(False), torch.no_grad():
+    # Counted for real, also while a model is laid out on the meta device.
+    with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
         return sum(
             int(links_of(pattern, torch.arange(first, min(first + step, time)), unit).sum())
             for first in range(0, time, step)

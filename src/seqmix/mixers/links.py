@@ -73,8 +73,8 @@ class Pattern:
             return None
         span = max(lookback for lookback in lookbacks if lookback is not None)
         kinds = lcm(*(part.block for part in self.parts if isinstance(part, Window)))
-        targets = torch.arange(kinds) + -(-span // kinds) * kinds
-        sources = torch.arange(int(targets[-1]) + (1 if causal else span + 1))
+        targets = torch.arange(kinds, device="cpu") + -(-span // kinds) * kinds
+        sources = torch.arange(int(targets[-1]) + (1 if causal else span + 1), device="cpu")
         return targets, self.allows(targets[:, None], sources, causal=causal)
 
     def receptive_field(self, *, causal: bool) -> int | None:
@@ -91,7 +91,7 @@ class Pattern:
         if found is None:
             return None
         targets, seen = found
-        back = targets[:, None] - torch.arange(seen.shape[1])
+        back = targets[:, None] - torch.arange(seen.shape[1], device="cpu")
         return back[seen].unique().tolist()
 
     def positions_seen(self, *, causal: bool) -> int | None:
