@@ -1,10 +1,10 @@
-"""Models of convolutions, and their hybrids with attention."""
+"""Models of convolutions, and hybrids."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from seqmix.models.presets.preset import Preset, attention, dilations_within, feed_forward_width
+from seqmix.models.presets.preset import Preset, attention, dilations_within, feed_forward_width, shared_heads
 
 
 def _convsamba(width: int, depth: int, context: int) -> dict[str, Any]:
@@ -29,6 +29,19 @@ def _convtransformer(width: int, depth: int, context: int) -> dict[str, Any]:
     for layer in range(min(2, depth - 1), depth, 4):
         mixers[layer] = attention(width)
     return {"mixers": mixers, "feed_forward": feed_forward_width(width)}
+
+
+def _lfm2_like(width: int, depth: int, context: int) -> dict[str, Any]:
+    mixers: list[dict[str, Any]] = [{"name": "gated_conv", "kernel": 3} for _ in range(depth)]
+    # One attention layer in three, the last of them; a single layer is one.
+    for layer in range(min(2, depth - 1), depth, 3):
+        mixers[layer] = attention(width, qk_norm=True, qk_norm_eps=1e-5, rope_theta=1e6, **shared_heads(width, 4))
+    return {"mixers": mixers, "feed_forward": feed_forward_width(width)}
+
+
+def _parallel(width: int, depth: int, context: int) -> dict[str, Any]:
+    parts = [attention(width, window=max(1, context // 4)), {"name": "mamba2", "state_size": 16, "expand": 1}]
+    return {"mixers": [{"name": "parallel", "mixers": parts}], "feed_forward": feed_forward_width(width)}
 
 
 def _bytenet(width: int, depth: int, context: int) -> dict[str, Any]:
@@ -136,6 +149,18 @@ PRESETS = (
         name="hyena",
         summary="Hyena of order 2: implicit filters as long as the context, SwiGLU feed-forward",
         build=_hyena,
+        rate=3e-3,
+    ),
+    Preset(
+        name="lfm2_like",
+        summary="LFM2: gated convolutions of kernel 3, attention with norms on q and k in every third layer, SwiGLU",
+        build=_lfm2_like,
+        rate=3e-3,
+    ),
+    Preset(
+        name="parallel",
+        summary="a window of attention beside Mamba-2 in every layer (as in Hymba), SwiGLU feed-forward",
+        build=_parallel,
         rate=3e-3,
     ),
 )

@@ -107,3 +107,9 @@ def dilations_within(context: int, kernel: int, most: int) -> list[int]:
 def attention(width: int, **options: Any) -> dict[str, Any]:
     """The entry of an attention layer with heads of the usual width."""
     return {"name": "attention", "heads": head_count(width), **options}
+
+
+def shared_heads(width: int, share: int) -> dict[str, Any]:
+    """The option that lets `share` heads, or as many as divide them below that, have keys and values in common."""
+    heads = head_count(width)
+    return {"kv_heads": heads // next(count for count in range(share, 0, -1) if heads % count == 0)}
