@@ -87,6 +87,10 @@ def test_exponents() -> None:
         ("mamba2", {"state_size": 4, "head_dim": 4}, "log n"),
         ("pool", {}, "log n"),
         ("lstm", {}, "n"),
+        ("gru", {}, "n"),
+        ("retnet", {"heads": 2}, "log n"),
+        ("performer", {"heads": 2}, "log n"),
+        ("rwkv7", {"head_dim": 4}, "log n"),
         ("parallel", {"mixers": [{"name": "gated_conv"}, {"name": "mamba2", "head_dim": 4}]}, "log n"),
     ],
 )
@@ -210,21 +214,48 @@ def test_times_are_fitted_beside_the_claimed_flops() -> None:
     assert json.dumps(result.to_dict())
 
 
-def test_the_command_lists_every_mixer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_document_holds_what_the_tables_leave_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqmix.mixers.list_mixers", lambda: ["attention", "lstm"])
+    monkeypatch.setattr("seqmix.models.list_models", lambda: ["transformer"])
     assert main(["list", "--properties", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in found["mixers"]}
-    assert set(rows) == set(list_mixers())
-    assert rows["attention"]["product_flops"]["leading"] == "2n²d + 8nd²"
-    assert rows["lstm"]["parallel_over_time"] is False
-    assert all(row["path_length"]["formula"] for row in rows.values())
-    assert {row["name"]: row["depth"] for row in found["models"]}["transformer"] == "1"
+    assert set(rows) == {"attention", "lstm"}
+    assert rows["attention"]["product_flops"]["polynomial"] == "2n²d + 8nd² + 2nd"
+    assert rows["attention"]["path_length"]["by_distance"] == {"11": 1, "37": 1, "127": 1}
+    assert (rows["lstm"]["parallel_over_time"], rows["lstm"]["sequential_steps"]) == (False, "n")
+    assert [row["depth"] for row in found["models"]] == ["1"]
 
 
-def test_the_tables_fit_a_hundred_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixer_that_cannot_be_made_is_named_and_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqmix.mixers.list_mixers", lambda: ["lstm", "no_such_mixer"])
+    monkeypatch.setattr("seqmix.models.list_models", lambda: ["lstm"])
+    assert main(["list", "--properties"]) == 0
+    printed = capsys.readouterr()
+    assert "left out: no_such_mixer, unknown mixer" in printed.err
+    assert "lstm" in printed.out
+
+
+def test_measured_exponents_stand_beside_the_claimed_ones(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqmix.mixers.list_mixers", lambda: ["depthwise_conv"])
+    monkeypatch.setattr("seqmix.models.list_models", lambda: ["lstm"])
+    monkeypatch.setattr("seqmix.cli.list.LONG_LENGTHS", (32, 64, 128))
+    assert main(["list", "--measure"]) == 0
+    assert "n^1.00" in capsys.readouterr().out
+
+
+def test_the_tables_have_a_line_for_every_mixer_and_fit_a_hundred_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["list", "--properties"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
-    # One line a mixer in either table: nothing is folded.
-    assert sum(line.startswith("attention ") for line in lines) == 2
+    for name in list_mixers():
+        assert sum(line.split()[:1] == [name] for line in lines) >= 2

@@ -84,6 +84,7 @@ def list_command(
 
 def _list_properties(*, measure: bool, as_json: bool) -> None:
     from seqmix.cli.output import print_json, progress
+    from seqmix.errors import InputError
     from seqmix.mixers import list_mixers
     from seqmix.models import list_models
     from seqmix.properties import mixer_properties
@@ -95,7 +96,10 @@ def _list_properties(*, measure: bool, as_json: bool) -> None:
     with progress("properties") as bar:
         for done, name in enumerate(names):
             bar.update(done / (len(names) + len(models)), note=name)
-            rows.append(mixer_properties(name))
+            try:
+                rows.append(mixer_properties(name))
+            except InputError as error:
+                bar.message(f"left out: {name}, {error}")
         for done, name in enumerate(models, start=len(names)):
             bar.update(done / (len(names) + len(models)), note=name)
             stacks[name] = _stack(name)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seqmix.mixer import Mixer
-from seqmix.properties.reference import reference
+from seqmix.properties.reference import Reference
 
 Position = Literal["none", "relative", "absolute", "order"]
 TIME = 24
@@ -24,11 +24,11 @@ ROUNDING = 1e-9
 @torch.no_grad()
 def knows_order(mixer: Mixer) -> bool:
     """Whether the last output changes when all positions before it change places."""
-    module = reference(mixer)
+    module = Reference(mixer)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, TIME, mixer.dim, generator=generator, dtype=torch.float64)
     order = torch.cat([torch.randperm(TIME - 1, generator=generator), torch.tensor([TIME - 1])])
-    y, moved = module(x).y[:, -1], module(x[:, order]).y[:, -1]
+    y, moved = module.forward(x).y[:, -1], module.forward(x[:, order]).y[:, -1]
     return float((y - moved).abs().max()) > ROUNDING * float(y.abs().max())
 
 
@@ -38,7 +38,7 @@ def is_relative(mixer: Mixer) -> bool:
 
     The first positions are left out: what a short convolution pads there is no part of the sequence.
     """
-    module = reference(mixer)
+    module = Reference(mixer)
     token = torch.randn(1, 1, mixer.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     begin = mixer.traits.reach - 1
     return all(_rows_agree(part.matrix[..., begin:, begin:]) for part in module.mixing(token.expand(1, TIME, -1)))

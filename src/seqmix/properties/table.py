@@ -197,7 +197,7 @@ def _in_sizes(family: _Family, answer: Callable[[Mixer], int], *, in_width: bool
         usual = family.kernel if family.kernel not in (3, 5) else 9
         variables.append(Variable(symbol="K", points=(3, 5), check=usual))
     if family.length_option is not None:
-        variables.append(Variable(symbol="N", points=(32, 64, 96), check=160))
+        variables.append(Variable(symbol="N", points=(256, 512, 768), check=1280))
     symbols = [variable.symbol for variable in variables]
 
     def count(*values: int) -> int:
