@@ -24,7 +24,7 @@ from seqmix.errors import InputError
 from seqmix.kernels.linear_attention import attend_both_ways
 from seqmix.kernels.state_space import scan_flops, state_space_scan, state_space_step, step_flops
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.attention import usual_heads
+from seqmix.mixers.attention_config import usual_heads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from seqmix.errors import InputError
 from seqmix.kernels.documents import Placement
 from seqmix.kernels.linear_attention import attend_both_ways
 from seqmix.mixer import Mixed, Mixer, Mixing, State, Traits, place
-from seqmix.mixers.attention import SOFTMAX_FLOPS
+from seqmix.mixers.attention_cost import SOFTMAX_FLOPS
 from seqmix.mixers.attention_product import attend, attention_matrix
 from seqmix.mixers.linear_attention import check_sizes, heads_of, no_past
 
