@@ -3,10 +3,14 @@
     y[t] = a * y[t - 1] + (1 - a) * x[t];   M[t, s] = (1 - a) * a^(t - s) for s <= t, a head of width 1 a channel
 
 Check it: seqmix check examples/own_mixer.py:MovingAverage
+Compare it: seqmix compare --import examples/own_mixer.py --models transformer,mixer:moving_average \
+    --data python-stdlib --params 300k --budget tokens=200k --out runs/own
+docs/your_own_mixer.md goes through it line by line.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from seqmix.cost import Cost
+from seqmix.errors import InputError
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
 from seqmix.mixers import register_mixer
 
@@ -24,6 +29,10 @@ class MovingAverageConfig:
     """decay: what every channel starts with, between 0 and 1."""
 
     decay: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise InputError(f"decay is {self.decay}: it must lie between 0 and 1")
 
 
 @dataclass
@@ -45,7 +54,7 @@ class MovingAverage(Mixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.logit, torch.logit(torch.tensor(self.config.decay)).item())
+        nn.init.constant_(self.logit, math.log(self.config.decay / (1 - self.config.decay)))
 
     @classmethod
     def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:

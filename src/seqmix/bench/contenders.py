@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from seqmix.errors import InputError, unknown_name
 from seqmix.models import SeqmixForCausalLM, create_model, list_models
+from seqmix.models.contenders import contender
 from seqmix.models.convert import to_huggingface
+from seqmix.models.huggingface import HuggingFaceModel
 from seqmix.models.sizing import solve
 
 HUGGING_FACE = {"hf-llama": "transformer", "hf-mamba2": "mamba2"}
@@ -24,7 +26,9 @@ def check_names(names: Sequence[str], others: Sequence[str] = ()) -> None:
     """Refuses names that are no model and not among `others`, and names given twice."""
     known = [*list_models(), *HUGGING_FACE, *others]
     for index, name in enumerate(names):
-        if name not in known:
+        if ":" in name:
+            contender(name)
+        elif name not in known:
             raise unknown_name("model", name, known)
         if name in names[:index]:
             raise InputError(f"model {name!r} is named twice: name each model once")
@@ -45,6 +49,9 @@ def build(name: str, params: str, vocab_size: int, context: int, device: torch.d
     torch.manual_seed(0)
     with torch.device(device):
         model = create_model(HUGGING_FACE.get(name, name), vocab_size=vocab_size, params=params, context=context)
+    if isinstance(model, HuggingFaceModel):
+        return model.inner
+    with torch.device(device):
         return to_huggingface(model) if name in HUGGING_FACE else model
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from seqmix.cli.options import Imports
+
 if TYPE_CHECKING:
     from seqmix.conformance import CheckResult
 
@@ -18,6 +20,7 @@ def check(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every registered mixer.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Run this check alone; may be repeated.")] = None,
+    imports: Imports = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Holds mixers to the contract: forward equals steps, the matrix is true, the costs are real.
@@ -28,7 +31,9 @@ def check(
     from seqmix.conformance import CHECKS, check_mixer, summarize
     from seqmix.conformance.targets import find_mixers
     from seqmix.errors import InputError
+    from seqmix.mixers.user_code import import_all
 
+    import_all(imports or [])
     if every == bool(names):
         raise InputError("name a mixer to check, or give --all (and not both): seqmix list shows the names")
     mixers = find_mixers(names or [])

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from seqmix.cli.options import Imports
+
 if TYPE_CHECKING:
     from seqmix.generation import Engine, Generated
 
@@ -27,6 +29,7 @@ def generate_command(
     rings: Annotated[str, typer.Option(help="f32, or bf16: half the memory for the past of convolutions.")] = "f32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's choice.")] = None,
     device: Annotated[str, typer.Option(help="Where torch runs: cpu, cuda, cuda:1.")] = "cpu",
+    imports: Imports = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and state size to stderr at the end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
 ) -> None:
@@ -75,11 +78,13 @@ def generate_command(
     import torch
 
     from seqmix.data.tokenizers import TextEncoder, load_tokenizer
+    from seqmix.mixers.user_code import import_all
     from seqmix.models.loading import load_model
     from seqmix.training.run import choose_device
 
     if threads is not None:
         torch.set_num_threads(threads)
+    import_all(imports or [])
     model = load_model(folder, device=choose_device(device), dtype=torch.float32)
     tokenizer = load_tokenizer(Path(folder))
     stream = text_stream(tokenizer)

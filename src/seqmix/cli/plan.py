@@ -6,10 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from seqmix.cli.options import Imports
+
 
 def plan(
     models: Annotated[
-        str, typer.Option(help="Names of `seqmix list`, with commas.")
+        str,
+        typer.Option(help="Names of `seqmix list`, mixer:NAME or hf:CONFIG, with commas."),
     ] = "transformer,convsamba,gated_conv,convtransformer,mamba2",
     params: Annotated[str, typer.Option(help="Size without the embedding, such as 300k, 10M or 3B.")] = "300k",
     context: Annotated[str, typer.Option(help="Tokens in a row, such as 256 or 8k.")] = "256",
@@ -28,6 +31,7 @@ def plan(
     serve_batch: Annotated[
         int | None, typer.Option(help="Rows generated at once, where they fit into memory. [64]")
     ] = None,
+    imports: Imports = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Shows sizes, FLOPs, states, reach, and the money of training and serving, with the contexts where lines cross.
@@ -40,10 +44,13 @@ def plan(
     from seqmix.cli.output import print_json
     from seqmix.compare.plan import PlanSettings, make_plan
     from seqmix.compare.prices import prices
+    from seqmix.mixers.user_code import import_all
+    from seqmix.models.contenders import split_names
     from seqmix.models.sizing import parse_size
 
+    import_all(imports or [])
     settings = PlanSettings(
-        models=tuple(name.strip() for name in models.split(",") if name.strip()),
+        models=split_names(models),
         params=params,
         context=parse_length(context),
         match=match,  # type: ignore[arg-type]  # checked there
@@ -85,6 +92,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
     from seqmix.compare import units
 
     prices, context = plan["prices"], plan["context"]
+    has_unknown = not all(one["is_reach_known"] for one in plan["models"])
     print(f"At context {context:,}, vocabulary {plan['vocab_size']:,}; equal {_MATCHES[plan['match']]}.\n")
     print_table(
         ["model", "depth × width", "parameters", "FLOPs", "state", "path", "receptive field", "seen"],
@@ -95,16 +103,19 @@ def _print_plan(plan: dict[str, Any]) -> None:
                 human_number(one["parameters"]),
                 human_number(one["flops_per_token"]),
                 units.size(one["state_bytes"]),
-                _or_never(one["path_length"]),
-                _or_all(one["receptive_field"]),
-                _or_all(one["positions_seen"]),
+                *(
+                    (_or_never(one["path_length"]), _or_all(one["receptive_field"]), _or_all(one["positions_seen"]))
+                    if one["is_reach_known"]
+                    else 3 * ("?",)
+                ),
             )
             for one in plan["models"]
         ],
     )
     print(
         "\nFLOPs: forward, a token. State: of one sequence. Path: layers until the first token of the context\n"
-        "reaches the last; a dash where it cannot. Seen: tokens of the receptive field that are used.\n"
+        "reaches the last; a dash where it cannot. Seen: tokens of the receptive field that are used."
+        + ("\nA question mark: not known of a model of Hugging Face.\n" if has_unknown else "\n")
     )
     print_table(
         ["model", "training tokens", "training FLOPs", "time", "accelerator-days", f"money ({prices['unit']})"],

@@ -12,15 +12,16 @@ from itertools import combinations
 from typing import NamedTuple
 
 from seqmix.compare.crossings import Crossing, formula_crossings
-from seqmix.compare.matching import ContenderPlan, config_of, on_meta
+from seqmix.compare.matching import ContenderPlan, config_of
 from seqmix.compare.results import Crossover
 from seqmix.compare.summary import crossover
+from seqmix.models.contenders import LanguageModel, on_meta
 from seqmix.models.language_model import SeqmixForCausalLM
 
 LONGEST = 1 << 20
 """Contexts beyond this are not looked at."""
 
-Line = Callable[[SeqmixForCausalLM, int], float]
+Line = Callable[[LanguageModel, int], float]
 
 STATE = "state_bytes"
 LINES: dict[str, Line] = {
@@ -40,7 +41,7 @@ class Found(NamedTuple):
     crossing: Crossing
 
 
-def all_crossings(models: Mapping[str, SeqmixForCausalLM], lines: Mapping[str, Line]) -> list[Found]:
+def all_crossings(models: Mapping[str, LanguageModel], lines: Mapping[str, Line]) -> list[Found]:
     """Every context up to `LONGEST` from which on the order of two models is the other one, by quantity and pair.
 
     A constant state that is smaller than a growing one at the first token crosses there: it is so from there on.
@@ -59,7 +60,7 @@ def all_crossings(models: Mapping[str, SeqmixForCausalLM], lines: Mapping[str, L
 
 
 def _smaller_at_once(
-    at: Mapping[str, Callable[[int], float]], a: str, b: str, models: Mapping[str, SeqmixForCausalLM]
+    at: Mapping[str, Callable[[int], float]], a: str, b: str, models: Mapping[str, LanguageModel]
 ) -> list[Crossing]:
     """A crossing at the first token where a constant state is smaller than a growing one from there on."""
     if grows(models[a]) == grows(models[b]) or at[a](1) == at[b](1):
@@ -68,8 +69,10 @@ def _smaller_at_once(
     return [Crossing(at=1, first_is_lower_before=not is_a_lower)] if grows(models[b]) == is_a_lower else []
 
 
-def grows(model: SeqmixForCausalLM) -> bool:
+def grows(model: LanguageModel) -> bool:
     """Whether the state of a model grows with the context."""
+    if not isinstance(model, SeqmixForCausalLM):
+        return model.has_growing_state
     return any(block.mixer.traits.state_growth == "linear" for block in model.model.layers)
 
 

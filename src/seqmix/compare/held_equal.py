@@ -9,9 +9,10 @@ from statistics import fmean
 
 from seqmix.compare import units
 from seqmix.compare.matching import MONEY_TOLERANCE, ContenderPlan, plan_budgets, spread
-from seqmix.compare.results import Contender, Crossover, Matched, Results
+from seqmix.compare.results import Contender, Crossover, Evaluations, Matched, Results
 from seqmix.compare.settings import Budget, CompareSettings
 from seqmix.compare.summary import by_context, finished, mean_of
+from seqmix.models.contenders import contender
 from seqmix.models.sizing import TOLERANCE, parse_size
 
 QUANTITIES = {
@@ -58,7 +59,7 @@ def _reached(settings: CompareSettings, plan: ContenderPlan, results: Results) -
 def _target(settings: CompareSettings, plans: Sequence[ContenderPlan], results: Results) -> float | None:
     budget = Budget.parse(settings.budget)
     if settings.match == "params":
-        return parse_size(settings.params)
+        return plans[0].parameters if contender(settings.models[0]).as_is else parse_size(settings.params)
     if settings.match == "flops":
         return plans[0].flops_per_token
     if settings.match == "train-flops":
@@ -122,10 +123,17 @@ def _quality_by_money(contenders: Sequence[Contender], per_hour: float) -> list[
     return [
         (
             fmean(one["seconds"][index] for one in lists) / 3600 * per_hour,
-            fmean(one["bits_per_byte"][index] for one in lists),
+            fmean(_scores(one)[index] for one in lists),
         )
         for index in range(count)
     ]
+
+
+def _scores(evaluations: Evaluations) -> list[float]:
+    """What ranks, lower is better: bits per byte, of a task the share of wrong answers."""
+    if "accuracy" in evaluations:
+        return [1 - accuracy for accuracy in evaluations["accuracy"]]
+    return [bits for bits in evaluations["bits_per_byte"] if bits is not None]
 
 
 def _interpolate(points: Sequence[tuple[float, float]], money: float) -> float | None:

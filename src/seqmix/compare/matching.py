@@ -8,19 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from seqmix.compare.settings import Budget, CompareSettings
 from seqmix.errors import InputError
-from seqmix.models.config import SeqmixConfig
-from seqmix.models.language_model import SeqmixForCausalLM
-from seqmix.models.presets import preset
+from seqmix.models.contenders import AnyConfig, config_of_shape, contender, on_meta, shape_of
+from seqmix.models.huggingface import HuggingFaceModel, context_of
 from seqmix.models.sizing import TOLERANCE, measure_config, parse_size, solve
 
 MONEY_TOLERANCE = 0.10
 """How far measured money may be from its target."""
 
-MeasureSeconds = Callable[[Sequence[SeqmixConfig]], Sequence[float]]
+MeasureSeconds = Callable[[Sequence[AnyConfig]], Sequence[float]]
 """Seconds that each of some models takes to generate one token at their context, measured in turn."""
 
 
@@ -28,9 +25,11 @@ MeasureSeconds = Callable[[Sequence[SeqmixConfig]], Sequence[float]]
 class ContenderPlan:
     """The shape of a model and when its training stops (in tokens or in seconds of training steps).
 
-    shape: hidden_size, num_hidden_layers and feed_forward, with the user's options: all that
-    `create_model` needs to build the same model again.
+    shape: hidden_size, num_hidden_layers and feed_forward, with the user's options, or all of a config of Hugging
+    Face: what `create_model` needs to build the same model again. width, depth: of it.
     training_flops: for one token, three forwards at the context.
+    is_reach_known: whether receptive_field, positions_seen and path_length are known, None included.
+    separates_documents: whether nothing crosses the borders of documents that are packed in a row.
     """
 
     model: str
@@ -45,27 +44,20 @@ class ContenderPlan:
     learning_rate: float
     tokens: int | None = None
     seconds: float | None = None
+    width: int | None = None
+    depth: int | None = None
+    is_reach_known: bool = True
+    separates_documents: bool = True
 
 
-def on_meta(config: SeqmixConfig) -> SeqmixForCausalLM:
-    """The model without memory for its weights: it answers what it costs."""
-    with torch.device("meta"):
-        return SeqmixForCausalLM(config)
-
-
-def describe(config: SeqmixConfig, model: str, options: Mapping[str, Any]) -> ContenderPlan:
+def describe(config: AnyConfig, model: str, options: Mapping[str, Any]) -> ContenderPlan:
     """What can be known of a config before anything is trained; the budget is still open."""
     built = on_meta(config)
-    context = config.max_position_embeddings
-    shape = {
-        **options,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "feed_forward": config.feed_forward,
-    }
+    context = context_of(config)
+    is_theirs = isinstance(built, HuggingFaceModel)
     return ContenderPlan(
         model=model,
-        shape=shape,
+        shape=shape_of(config, options),
         parameters=built.non_embedding_parameters,
         total_parameters=sum(parameter.numel() for parameter in built.parameters()),
         flops_per_token=built.cost(1, context).product_flops / context,
@@ -73,15 +65,17 @@ def describe(config: SeqmixConfig, model: str, options: Mapping[str, Any]) -> Co
         receptive_field=built.receptive_field,
         positions_seen=built.positions_seen,
         path_length=built.path_length(context - 1),
-        learning_rate=preset(model).learning_rate(built.non_embedding_parameters),
+        learning_rate=contender(model).learning_rate(built.non_embedding_parameters),
+        width=config.hidden_size,
+        depth=config.num_hidden_layers,
+        is_reach_known=not is_theirs,
+        separates_documents=built.behaviour.separates_documents if isinstance(built, HuggingFaceModel) else True,
     )
 
 
-def config_of(plan: ContenderPlan, vocab_size: int, context: int) -> SeqmixConfig:
+def config_of(plan: ContenderPlan, vocab_size: int, context: int) -> AnyConfig:
     """The config that a plan's shape stands for."""
-    options = dict(plan.shape)
-    width, depth = options.pop("hidden_size"), options.pop("num_hidden_layers")
-    return preset(plan.model).config(vocab_size=vocab_size, context=context, width=width, depth=depth, **options)
+    return config_of_shape(plan.model, plan.shape, vocab_size=vocab_size, context=context)
 
 
 def plan_shapes(settings: CompareSettings, vocab_size: int, measure_seconds: MeasureSeconds) -> list[ContenderPlan]:
@@ -97,25 +91,27 @@ def plan_shapes(settings: CompareSettings, vocab_size: int, measure_seconds: Mea
     known: dict[str, Any] = {"vocab_size": vocab_size, "context": settings.context}
     first = settings.models[0]
     configs = {first: solve(first, target, **known, **settings.options.get(first, {}))}
+    if contender(first).as_is:
+        # What keeps its own size is the target for the others.
+        target = round(measure_config(configs[first], "params"))
     for model in settings.models[1:]:
         options = settings.options.get(model, {})
         if settings.match == "flops":
             flops = measure_config(configs[first], "flops")
             configs[model] = solve(model, round(flops), measure="flops", **known, **options)
         elif settings.match == "decode-money":
-            configs[model] = _solve_speed(model, target, configs[first], options, measure_seconds)
+            configs[model] = _solve_speed(model, target, (first, configs[first]), options, measure_seconds)
         else:
             configs[model] = solve(model, target, **known, **options)
     plans = [describe(config, model, settings.options.get(model, {})) for model, config in configs.items()]
-    _check_sizes(settings, plans)
+    _check_sizes(settings, plans, target)
     return plans
 
 
-def _check_sizes(settings: CompareSettings, plans: Sequence[ContenderPlan]) -> None:
+def _check_sizes(settings: CompareSettings, plans: Sequence[ContenderPlan], target: int) -> None:
     """What is solved by formula must agree, whatever options hold fixed."""
     if settings.match in ("decode-money", "flops"):
         return
-    target = parse_size(settings.params)
     for plan in plans:
         if abs(plan.parameters / target - 1) > TOLERANCE:
             raise InputError(
@@ -125,23 +121,31 @@ def _check_sizes(settings: CompareSettings, plans: Sequence[ContenderPlan]) -> N
 
 
 def _solve_speed(
-    model: str, target: int, first: SeqmixConfig, options: Mapping[str, Any], measure_seconds: MeasureSeconds
-) -> SeqmixConfig:
+    model: str,
+    target: int,
+    reference: tuple[str, AnyConfig],
+    options: Mapping[str, Any],
+    measure_seconds: MeasureSeconds,
+) -> AnyConfig:
     """The config of a model that generates a token in the time of the first one, starting from the same size.
 
     At each depth the width is found by bisection; the depth goes down where even the narrowest is too slow, and up
     where the widest that is allowed (16 times the parameters) is too fast. Every measurement times the first model
     again beside the candidate, so that a machine that slows down changes nothing.
     """
-    context = first.max_position_embeddings
+    name, first = reference
+    context = context_of(first)
     start = solve(model, target, vocab_size=first.vocab_size, context=context, **options)
-    chosen = preset(model)
+    chosen = contender(model)
+    if chosen.as_is:
+        return start
+    options = chosen.usual(options)
     rest = {key: value for key, value in options.items() if key not in ("hidden_size", "num_hidden_layers")}
-    depth, unit = start.num_hidden_layers, chosen.width_multiple
-    best: tuple[float, SeqmixConfig] | None = None
+    depth, unit = start.num_hidden_layers, chosen.family.width_multiple
+    best: tuple[float, AnyConfig] | None = None
     visited: set[int] = set()
 
-    def at(width: int) -> SeqmixConfig:
+    def at(width: int) -> AnyConfig:
         return chosen.config(vocab_size=first.vocab_size, context=context, width=width, depth=depth, **rest)
 
     while depth >= 1 and depth not in visited:
@@ -153,8 +157,8 @@ def _solve_speed(
         while True:
             middle = max(1, round((below * above) ** 0.5))
             candidate = at(middle * unit)
-            seconds, reference = measure_seconds([candidate, first])
-            ratio = seconds / reference
+            seconds, of_first = measure_seconds([candidate, first])
+            ratio = seconds / of_first
             ratios.append(ratio)
             if best is None or abs(ratio - 1) < abs(best[0] - 1):
                 best = ratio, candidate
@@ -167,7 +171,7 @@ def _solve_speed(
     assert best is not None
     if abs(best[0] - 1) > MONEY_TOLERANCE:
         raise InputError(
-            f"{model} cannot be made to generate a token at the cost of {first.preset}: its nearest is "
+            f"{model} cannot be made to generate a token at the cost of {name}: its nearest is "
             f"{best[0]:.2f} times that, choose another --params or leave it out"
         )
     return best[1]

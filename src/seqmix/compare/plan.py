@@ -17,7 +17,9 @@ from seqmix.compare import units
 from seqmix.compare.formulas import LINES, LONGEST, Found, all_crossings, grows
 from seqmix.compare.prices import Prices
 from seqmix.errors import InputError, unknown_name
-from seqmix.models import SeqmixConfig, SeqmixForCausalLM, list_models
+from seqmix.models import list_models
+from seqmix.models.contenders import AnyConfig, LanguageModel, check_contenders, contender, make_model
+from seqmix.models.huggingface import HuggingFaceModel
 from seqmix.models.sizing import measure_config, parse_size, solve
 
 TOKENS_PER_PARAMETER = 20
@@ -39,9 +41,10 @@ ADVANTAGES = {
 class PlanSettings:
     """What is planned for.
 
-    models: names of presets. params: non-embedding parameters of the first model or of all. context: tokens in a row.
-    match: "params" or "flops" (per token at the context, those of the first model). tokens: training tokens; None is
-    20 a parameter, model by model. vocab_size: tokens of the vocabulary (bytes by default).
+    models: presets and others, as `seqmix.models.contenders` names them. params: non-embedding parameters of the first
+    model or of all. context: tokens in a row. match: "params" or "flops" (per token at the context, those of the first
+    model). tokens: training tokens; None is 20 a parameter, model by model. vocab_size: tokens of the vocabulary (bytes
+    by default).
     """
 
     models: tuple[str, ...]
@@ -54,11 +57,7 @@ class PlanSettings:
     def __post_init__(self) -> None:
         if not self.models:
             raise InputError(f"models is empty: name at least one of {', '.join(list_models())}")
-        for position, model in enumerate(self.models):
-            if model not in list_models():
-                raise unknown_name("model", model, list_models())
-            if model in self.models[:position]:
-                raise InputError(f"model {model!r} is named twice: name each model once")
+        check_contenders(self.models)
         if self.match not in ("params", "flops"):
             raise unknown_name("match", self.match, ("params", "flops"))
         sizes = (("context", self.context, 2), ("tokens", self.tokens, 1), ("vocab", self.vocab_size, 2))
@@ -72,8 +71,8 @@ def make_plan(settings: PlanSettings, prices: Prices) -> dict[str, Any]:
 
     Of a model: parameters (without the embedding), total_parameters, width, depth; at the context: flops_per_token
     (forward, products), state_bytes (one row), path_length (layers until the first token of the context can reach the
-    last; None when it cannot), receptive_field and positions_seen (None for all); train_tokens, train_flops,
-    train_seconds, train_money, accelerator_days; decode_money_per_million_tokens (None where it does not fit into
+    last; None when it cannot), receptive_field and positions_seen (None for all), where is_reach_known; train_tokens,
+    train_flops, train_seconds, train_money, accelerator_days; decode_money_per_million_tokens (None where it does not fit into
     memory) and decode_batch; and by_context, a list with the costs at powers of two.
 
     Raises:
@@ -92,23 +91,25 @@ def make_plan(settings: PlanSettings, prices: Prices) -> dict[str, Any]:
     }
 
 
-def _configs(settings: PlanSettings) -> dict[str, SeqmixConfig]:
+def _configs(settings: PlanSettings) -> dict[str, AnyConfig]:
     known: dict[str, Any] = {"vocab_size": settings.vocab_size, "context": settings.context}
     first, *others = settings.models
     configs = {first: solve(first, settings.params, **known)}
+    # What keeps its own size is the target for the others.
+    params = round(measure_config(configs[first], "params")) if contender(first).as_is else settings.params
     for model in others:
         if settings.match == "flops":
             target = round(measure_config(configs[first], "flops"))
             configs[model] = solve(model, target, measure="flops", **known)
         else:
-            configs[model] = solve(model, settings.params, **known)
+            configs[model] = solve(model, params, **known)
     return configs
 
 
-def _on_meta(config: SeqmixConfig, prices: Prices) -> SeqmixForCausalLM:
+def _on_meta(config: AnyConfig, prices: Prices) -> LanguageModel:
     """The model without memory, in the precision that is paid for."""
     with torch.device("meta"):
-        model = SeqmixForCausalLM(config)
+        model = make_model(config)
     nn.Module.to(model, getattr(torch, prices.precision))
     return model
 
@@ -121,7 +122,7 @@ def _contexts(context: int) -> list[int]:
 
 
 def _describe(
-    name: str, model: SeqmixForCausalLM, settings: PlanSettings, prices: Prices, contexts: Sequence[int]
+    name: str, model: LanguageModel, settings: PlanSettings, prices: Prices, contexts: Sequence[int]
 ) -> dict[str, Any]:
     context = settings.context
     parameters = model.non_embedding_parameters
@@ -140,6 +141,7 @@ def _describe(
         "path_length": model.path_length(context - 1),
         "receptive_field": model.receptive_field,
         "positions_seen": model.positions_seen,
+        "is_reach_known": not isinstance(model, HuggingFaceModel),
         "train_tokens": tokens,
         "train_flops": train_flops,
         "train_seconds": train_seconds,
@@ -166,13 +168,13 @@ def _finite(value: float) -> float | None:
     return value if value < float("inf") else None
 
 
-def _crossovers(models: dict[str, SeqmixForCausalLM], prices: Prices) -> list[dict[str, Any]]:
+def _crossovers(models: dict[str, LanguageModel], prices: Prices) -> list[dict[str, Any]]:
     """Where the order of two models flips, exactly: by bisection on the formulas, over whole contexts."""
     lines = {**LINES, "decode_money_per_million_tokens": prices.decode_money_per_million}
     return [_crossover(found, models) for found in all_crossings(models, lines)]
 
 
-def _crossover(found: Found, models: Mapping[str, SeqmixForCausalLM]) -> dict[str, Any]:
+def _crossover(found: Found, models: Mapping[str, LanguageModel]) -> dict[str, Any]:
     """A crossing in words: `a` has the lower value below it, `b` from it on."""
     kinds = {name: "growing" if grows(models[name]) else "constant" for name in (found.below, found.above)}
     words = ADVANTAGES[found.quantity].format(

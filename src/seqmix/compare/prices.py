@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqmix.errors import InputError, unknown_name
-from seqmix.models import SeqmixForCausalLM
+from seqmix.models.contenders import LanguageModel
 
 CURRENCY = "USD"
 UTILISATION = 0.4
@@ -140,13 +140,13 @@ class Prices:
         """Days of one accelerator that training FLOPs take."""
         return self.train_seconds(flops) / 86400
 
-    def largest_batch(self, model: SeqmixForCausalLM, context: int) -> int:
+    def largest_batch(self, model: LanguageModel, context: int) -> int:
         """Rows with `context` tokens read that fit beside the weights, at most `serve_batch`; 0 for none."""
         cost = model.cost(1, context)
         free = self.memory - cost.parameters * model.dtype.itemsize
         return 0 if free < 0 else min(self.serve_batch, int(free // max(1, cost.state_bytes)))
 
-    def decode_seconds(self, model: SeqmixForCausalLM, context: int) -> float:
+    def decode_seconds(self, model: LanguageModel, context: int) -> float:
         """Roofline seconds for one generated token with `context` tokens read; infinite where it does not fit."""
         batch = self.largest_batch(model, context)
         if batch < 1:
@@ -154,7 +154,7 @@ class Prices:
         cost = model.step_cost(batch, context)
         return max(cost.flops / (self.flops * self.utilisation), cost.bytes_moved / self.bandwidth) / batch
 
-    def decode_money_per_million(self, model: SeqmixForCausalLM, context: int) -> float:
+    def decode_money_per_million(self, model: LanguageModel, context: int) -> float:
         """Money for a million tokens generated with `context` tokens read; infinite where it does not fit."""
         return 1e6 * self.money(self.decode_seconds(model, context))
 

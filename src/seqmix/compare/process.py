@@ -15,13 +15,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from seqmix.errors import InputError, SeqmixError
+from seqmix.mixers.user_code import import_all
 
 _PRELOAD = ["seqmix.compare.tasks"]
 _STOP_SECONDS = 120.0
@@ -34,7 +35,9 @@ class TaskFailedError(SeqmixError):
     """The process failed or died; the message says how, in one sentence."""
 
 
-def run_apart(task: str, argument: dict[str, Any], log: Path, on_report: Report) -> dict[str, Any]:
+def run_apart(
+    task: str, argument: dict[str, Any], log: Path, on_report: Report, *, imports: Sequence[str] = ()
+) -> dict[str, Any]:
     """Runs a function of `seqmix.compare.tasks` in a new process and returns what it returned.
 
     Ctrl-C is passed on once and the process is given time to stop by itself, then KeyboardInterrupt is raised.
@@ -44,13 +47,15 @@ def run_apart(task: str, argument: dict[str, Any], log: Path, on_report: Report)
         argument: a JSON document.
         log: a file that gets everything the process prints.
         on_report: is called with each report, and with {} several times a second when there is none.
+        imports: the files and modules that the user named, which the process imports first.
 
     Raises:
         TaskFailedError: the function raised or the process was killed.
     """
     context = _context()
     ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(theirs, task, json.dumps(argument), str(log)), daemon=False)
+    given = (theirs, task, json.dumps(argument), str(log), list(imports))
+    process = context.Process(target=_child, args=given, daemon=False)
     process.start()
     theirs.close()
     try:
@@ -132,7 +137,7 @@ def _stop(process: Any) -> None:
             process.kill()
 
 
-def _child(connection: Connection, task: str, argument: str, log: str) -> None:
+def _child(connection: Connection, task: str, argument: str, log: str, imports: list[str]) -> None:
     """The life of the process: everything it prints goes to the log, its result or error to the pipe."""
     if os.name == "posix":
         # Ctrl-C in the terminal reaches every process of a session: here only the parent passes it on, once.
@@ -152,6 +157,7 @@ def _child(connection: Connection, task: str, argument: str, log: str) -> None:
         connection.send_bytes(json.dumps(message, allow_nan=False).encode())
 
     try:
+        import_all(imports)
         function = getattr(importlib.import_module("seqmix.compare.tasks"), task)
         send({"result": function(json.loads(argument), lambda report: send({"report": report}))})
     except KeyboardInterrupt:

@@ -22,18 +22,22 @@ from seqmix.data import IGNORED, TokenStore
 from seqmix.errors import InputError
 from seqmix.evaluation.language import MAX_LOGITS, Evaluation, LossSums, Show, evaluating, model_losses, token_losses
 from seqmix.models import SeqmixForCausalLM
+from seqmix.models.contenders import LanguageModel
+from seqmix.models.huggingface import context_of
 
 PIECE = 1024
 """Tokens that a lane reads at once."""
 
 
-def has_growing_state(model: SeqmixForCausalLM) -> bool:
+def has_growing_state(model: LanguageModel) -> bool:
     """Whether the state of any layer grows with the positions read."""
+    if not isinstance(model, SeqmixForCausalLM):
+        return model.has_growing_state
     return any(block.mixer.traits.state_growth == "linear" for block in model.model.layers)
 
 
 def evaluate_sliding(
-    model: SeqmixForCausalLM,
+    model: LanguageModel,
     store: TokenStore,
     *,
     context: int | None = None,
@@ -55,7 +59,7 @@ def evaluate_sliding(
     Raises:
         InputError: no text, a size below 1, or a stride beyond the context.
     """
-    context = model.config.max_position_embeddings if context is None else context
+    context = context_of(model.config) if context is None else context
     for name, value in (("context", context), ("stride", stride), ("batch_size", batch_size), ("tokens", max_tokens)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
@@ -68,10 +72,11 @@ def evaluate_sliding(
         stride = max(1, context // 2)
     sums = LossSums(expected=targets, show=show)
     with evaluating(model):
-        if stride is None:
+        if stride is None and isinstance(model, SeqmixForCausalLM):
             _carried(model, store, targets, batch_size, sums)
         else:
-            _windows(model, store, targets, context, stride, batch_size, sums)
+            # A cache of Hugging Face knows no documents, so such a model is read in windows as well.
+            _windows(model, store, targets, context, stride or max(1, context // 2), batch_size, sums)
     return sums.result(store)
 
 
@@ -109,7 +114,7 @@ def lane_borders(store: TokenStore, targets: int, lanes: int) -> list[int]:
 
 
 def _windows(
-    model: SeqmixForCausalLM,
+    model: LanguageModel,
     store: TokenStore,
     targets: int,
     context: int,

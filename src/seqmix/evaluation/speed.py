@@ -19,7 +19,8 @@ import torch
 
 from seqmix.errors import InputError
 from seqmix.evaluation.memory import available_bytes, is_out_of_memory
-from seqmix.models import ModelState, SeqmixForCausalLM
+from seqmix.models.contenders import LanguageModel
+from seqmix.models.huggingface import HuggingFaceModel
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -104,7 +105,7 @@ def _by_name(values: Mapping[int, Any]) -> dict[str, Any]:
 
 
 def measure_speed(
-    model: SeqmixForCausalLM,
+    model: LanguageModel,
     contexts: Sequence[int] = CONTEXTS,
     *,
     budget_seconds: float = 10.0,
@@ -118,7 +119,7 @@ def measure_speed(
 
 
 def measure_speeds(
-    models: Mapping[str, SeqmixForCausalLM],
+    models: Mapping[str, LanguageModel],
     contexts: Sequence[int] = CONTEXTS,
     *,
     budget_seconds: float = 40.0,
@@ -192,15 +193,19 @@ def _run_passes(
 
 @dataclass
 class _Measured:
-    """One model while it is measured: the samples so far, and where the present pass stands."""
+    """One model while it is measured: the samples so far, and where the present pass stands.
 
-    model: SeqmixForCausalLM
+    model: a LanguageModel, whose states are of its own kind.
+    """
+
+    model: Any
     batch_size: int
     contexts: Sequence[int]
     prefill_seconds: dict[int, list[float]] = field(default_factory=dict)
     step_seconds: dict[int, list[float]] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
-    state: ModelState | None = None
+    state: Any = None
+    state_bytes: dict[int, int] = field(default_factory=dict)
     read: int = 0
     seconds: float = 0.0
     spent: float = 0.0
@@ -217,7 +222,8 @@ class _Measured:
         if self.model.longest_context is not None:
             length = max(1, min(length, (self.model.longest_context - _STEPS_AT_LEAST) // 2))
         _, state = self.model.prefill(self._tokens(length))
-        _, state = self.model.prefill(self._tokens(length), state)
+        if self._reads_on:
+            _, state = self.model.prefill(self._tokens(length), state)
         for _ in range(_STEPS_AT_LEAST):
             _, state = self.model.step(self._tokens(1)[:, 0], state)
         self._wait()
@@ -264,18 +270,25 @@ class _Measured:
             return f"{_STATE_COPIES} states of it need {needed:.3g} bytes, {available:.3g} are free"
         if seconds_left is None or self.flops_per_second is None:
             return None
-        expected = self._flops(self.read, context - 1) / self.flops_per_second
+        expected = self._flops(self.read if self._reads_on else 0, context - 1) / self.flops_per_second
         if expected <= seconds_left:
             return None
         return f"reading up to it would take about {expected:.2g} s more, {max(0.0, seconds_left):.2g} s were left"
 
+    @property
+    def _reads_on(self) -> bool:
+        """Whether a piece may follow others; a model that cannot do that reads every prompt at once, from its start."""
+        return not isinstance(self.model, HuggingFaceModel) or self.model.behaviour.continues
+
     def _read_to(self, length: int) -> None:
         """Prefills until `length` tokens are read, and notes the time from the beginning."""
-        first = self.read
+        if not self._reads_on:
+            self.state, self.read, self.seconds = None, 0, 0.0
+        first, most = self.read, PIECE if self._reads_on else length
         tokens = self._tokens(length - first)
         seconds = 0.0
         while self.read < length:
-            piece = tokens[:, self.read - first : self.read - first + PIECE]
+            piece = tokens[:, self.read - first : self.read - first + most]
             begin = time.perf_counter()
             _, self.state = self.model.prefill(piece, self.state)
             self._wait()
@@ -291,6 +304,8 @@ class _Measured:
         assert self.state is not None
         tokens = self._tokens(1)[:, 0]
         _, ready = self.model.step(tokens, self.state.clone())
+        if isinstance(self.model, HuggingFaceModel):
+            self.state_bytes[context] = ready.nbytes
         run = _run_length(context)
         begin = time.perf_counter()
         samples: list[float] = []
@@ -313,6 +328,9 @@ class _Measured:
         return max(1, self.model.cost(self.batch_size, max(1, last)).flops - before)
 
     def _state_bytes(self, context: int) -> int:
+        if isinstance(self.model, HuggingFaceModel):
+            # Measured where the context was reached.
+            return self.state_bytes.get(context, self.model.state_bytes(self.batch_size, context))
         return self.model.init_state(self.batch_size, context, device="meta").nbytes
 
     def _tokens(self, count: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 from transformers import PreTrainedConfig
 
 from seqmix.errors import InputError, unknown_name
@@ -196,6 +197,11 @@ def _width_multiple(mixer: str, options: Mapping[str, Any]) -> tuple[int, Traits
             refusal = error
         except TypeError as error:
             raise InputError(f"mixer {mixer!r} cannot be made ({error}): give mixer:{mixer}:OPTION=VALUE") from error
+        except (RuntimeError, NotImplementedError) as error:
+            raise InputError(
+                f"mixer {mixer!r} cannot be made without memory, as sizes are found ({error}): "
+                "let its constructor read no value of a tensor, only Python's numbers"
+            ) from error
     assert refusal is not None
     raise refusal
 
@@ -209,6 +215,11 @@ def on_meta(config: AnyConfig) -> LanguageModel:
     """The model without memory for its weights: it answers what it costs."""
     with torch.device("meta"):
         return make_model(config)
+
+
+def layers_of(model: LanguageModel) -> list[nn.Module]:
+    """The blocks of a model, first to last."""
+    return list(model.model.layers) if isinstance(model, SeqmixForCausalLM) else model.layers
 
 
 def document_of(config: AnyConfig) -> dict[str, Any]:
@@ -226,7 +237,7 @@ def config_of_document(document: Mapping[str, Any]) -> AnyConfig:
 def shape_of(config: AnyConfig, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that `create_model` makes the same model of again: of Hugging Face's, all that its config says."""
     if not isinstance(config, SeqmixConfig):
-        return config_document(config)
+        return {key: value for key, value in config_document(config).items() if key != "vocab_size"}
     return {
         **options,
         "hidden_size": config.hidden_size,

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from seqmix.errors import InputError, SeqmixError
-from seqmix.models import SeqmixForCausalLM
+from seqmix.models.contenders import LanguageModel, layers_of, make_model
 from seqmix.training.checkpoint import CheckpointStore
 from seqmix.training.processes import OneProcess, Processes
 from seqmix.training.progress import Progress
@@ -226,14 +226,14 @@ class DataParallel(_Group):
 
     def build(
         self,
-        create: Callable[[], SeqmixForCausalLM],
-        initialise: Callable[[SeqmixForCausalLM], None],
+        create: Callable[[], LanguageModel],
+        initialise: Callable[[LanguageModel], None],
         device: torch.device,
-    ) -> SeqmixForCausalLM:
+    ) -> LanguageModel:
         with self.together():
             return OneProcess().build(create, initialise, device)
 
-    def wrap(self, model: SeqmixForCausalLM) -> nn.Module:
+    def wrap(self, model: LanguageModel) -> nn.Module:
         # The constructor copies the first process's weights to the others.
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
@@ -264,7 +264,7 @@ class DataParallel(_Group):
     def load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, int]:
         return OneProcess().load(folder, model, optimizer)
 
-    def whole(self, model: SeqmixForCausalLM) -> SeqmixForCausalLM | None:
+    def whole(self, model: LanguageModel) -> LanguageModel | None:
         return model if self.writes_files else None
 
 
@@ -276,15 +276,15 @@ class FullySharded(_Group):
 
     def build(
         self,
-        create: Callable[[], SeqmixForCausalLM],
-        initialise: Callable[[SeqmixForCausalLM], None],
+        create: Callable[[], LanguageModel],
+        initialise: Callable[[LanguageModel], None],
         device: torch.device,
-    ) -> SeqmixForCausalLM:
+    ) -> LanguageModel:
         """The first process draws the whole model in its CPU memory and hands it on, a tensor at a time.
 
         The others never hold more than their shards and one tensor, so weights are those that one process draws.
         """
-        drawn: SeqmixForCausalLM | None = None
+        drawn: LanguageModel | None = None
         with self.together():
             if self.writes_files:
                 drawn = create()
@@ -307,16 +307,16 @@ class FullySharded(_Group):
             dist.broadcast(buffer, 0)
         return model
 
-    def _shard(self, model: SeqmixForCausalLM) -> None:
+    def _shard(self, model: LanguageModel) -> None:
         mesh = init_device_mesh(self.device.type, (self.count,))
         low = torch.bfloat16 if self.precision == "bfloat16" else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
-        for block in model.model.layers:
+        for block in layers_of(model):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         # Embedding and head may be one tensor, so they have to stay in one group.
         fully_shard(model, mesh=mesh, mp_policy=policy)
 
-    def wrap(self, model: SeqmixForCausalLM) -> nn.Module:
+    def wrap(self, model: LanguageModel) -> nn.Module:
         return model
 
     def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
@@ -359,7 +359,7 @@ class FullySharded(_Group):
     def load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, int]:
         return read_sharded_snapshot(folder, model, optimizer, alone=False)
 
-    def whole(self, model: SeqmixForCausalLM) -> SeqmixForCausalLM | None:
+    def whole(self, model: LanguageModel) -> LanguageModel | None:
         tensors: dict[str, Tensor] = {}
         for name, tensor in weight_tensors(model).items():
             full = _full(tensor)
@@ -368,7 +368,7 @@ class FullySharded(_Group):
         if not self.writes_files:
             return None
         with torch.device("meta"):
-            gathered = SeqmixForCausalLM(model.config)  # type: ignore[arg-type]
+            gathered = make_model(model.config)
         gathered.load_state_dict(tensors, strict=False, assign=True)
         gathered.tie_weights()
         return gathered

@@ -17,9 +17,10 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
     """The trainable parameters by name: (decayed, left alone).
 
     Left alone are biases, norms, embeddings, everything with one dimension, and what a mixer's
-    `no_decay` names. A parameter that two modules share is listed once.
+    `no_decay` names, or what transformers marks so. A parameter that two modules share is listed once.
     """
-    alone: set[int] = set()
+    # transformers marks the parameters of its state-space models that decay would harm.
+    alone = {id(parameter) for parameter in model.parameters() if getattr(parameter, "_no_weight_decay", False)}
     for module in model.modules():
         if isinstance(module, Mixer):
             named = dict(module.named_parameters())

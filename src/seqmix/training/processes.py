@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from seqmix.models import SeqmixForCausalLM
+from seqmix.models.contenders import LanguageModel
 from seqmix.training.checkpoint import CheckpointStore
 from seqmix.training.progress import Progress
 from seqmix.training.sharded_snapshot import is_sharded, read_sharded_snapshot
@@ -43,17 +43,17 @@ class Processes(Protocol):
 
     def build(
         self,
-        create: Callable[[], SeqmixForCausalLM],
-        initialise: Callable[[SeqmixForCausalLM], None],
+        create: Callable[[], LanguageModel],
+        initialise: Callable[[LanguageModel], None],
         device: torch.device,
-    ) -> SeqmixForCausalLM:
+    ) -> LanguageModel:
         """A model on its device, with the same weights for any number of processes.
 
         Args:
             create: draws a model. initialise: puts other weights into it, where the run starts from some.
         """
 
-    def wrap(self, model: SeqmixForCausalLM) -> nn.Module:
+    def wrap(self, model: LanguageModel) -> nn.Module:
         """The module whose forward is called in training."""
 
     def rows(self, first: int, count: int) -> tuple[int, int]:
@@ -93,7 +93,7 @@ class Processes(Protocol):
     def load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Progress, int]:
         """Takes up a checkpoint, whichever number of processes made it; returns what `read_snapshot` does."""
 
-    def whole(self, model: SeqmixForCausalLM) -> SeqmixForCausalLM | None:
+    def whole(self, model: LanguageModel) -> LanguageModel | None:
         """A model with all weights, to be saved, in the process that writes files; None in the others."""
 
 
@@ -112,16 +112,16 @@ class OneProcess:
 
     def build(
         self,
-        create: Callable[[], SeqmixForCausalLM],
-        initialise: Callable[[SeqmixForCausalLM], None],
+        create: Callable[[], LanguageModel],
+        initialise: Callable[[LanguageModel], None],
         device: torch.device,
-    ) -> SeqmixForCausalLM:
+    ) -> LanguageModel:
         model = create()
         initialise(model)
         nn.Module.to(model, device)
         return model
 
-    def wrap(self, model: SeqmixForCausalLM) -> nn.Module:
+    def wrap(self, model: LanguageModel) -> nn.Module:
         return model
 
     def rows(self, first: int, count: int) -> tuple[int, int]:
@@ -163,5 +163,5 @@ class OneProcess:
         read = read_sharded_snapshot if is_sharded(folder) else read_snapshot
         return read(folder, model, optimizer)
 
-    def whole(self, model: SeqmixForCausalLM) -> SeqmixForCausalLM | None:
+    def whole(self, model: LanguageModel) -> LanguageModel | None:
         return model

@@ -8,7 +8,9 @@ from seqmix.models.huggingface.configs import (
     HuggingFaceFamily,
     config_document,
     config_from_document,
+    context_of,
     fitted_field,
+    open_inner,
 )
 from seqmix.models.huggingface.model import HuggingFaceModel, HuggingFaceState
 
@@ -21,5 +23,7 @@ __all__ = [
     "behaviour_of",
     "config_document",
     "config_from_document",
+    "context_of",
     "fitted_field",
+    "open_inner",
 ]

@@ -20,14 +20,25 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from seqmix.errors import InputError, unknown_name
 from seqmix.models.presets.preset import head_count
 
 PREFIX = "hf:"
 
+CONTEXT = "seqmix_context"
+"""The field that the context a model is made and trained for is kept in."""
+
+SPARE_POSITIONS = 16
+"""Learned positions beyond the context, for the tokens that are generated, and timed, after a full one."""
+
+DEFAULT_CONTEXT = 1024
+"""Of a config that names none."""
+
 NOT_THE_SHAPE = frozenset(
     {
+        CONTEXT,
         "_name_or_path",
         "architectures",
         "auto_map",
@@ -204,20 +215,25 @@ class HuggingFaceFamily:
     def config(self, *, vocab_size: int, context: int, width: int, depth: int, **options: Any) -> PreTrainedConfig:
         """The config at a size; `options` are fields to hold fixed."""
         options = self.usual(options)
-        return self._for(vocab_size, context, {**self._shape(width, depth, options), **options})
+        positions = {"max_position_embeddings": context + SPARE_POSITIONS}
+        return self._for(vocab_size, context, {**positions, **self._shape(width, depth, options), **options})
 
     def as_given(self, *, vocab_size: int, context: int, **options: Any) -> PreTrainedConfig:
         """The config with the width, the depth and all the sizes that are given."""
-        return self._for(vocab_size, context, self.usual(options))
+        given = getattr(self.base, "max_position_embeddings", None)
+        positions = max(given if isinstance(given, int) else 0, context + SPARE_POSITIONS)
+        return self._for(vocab_size, context, {"max_position_embeddings": positions, **self.usual(options)})
 
     def _for(self, vocab_size: int, context: int, fields: Mapping[str, Any]) -> PreTrainedConfig:
         """The given config with the vocabulary and the positions of a comparison, and other fields over it."""
-        special = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
+        # A padding token would be a row of the embedding that is never trained, whatever token has its number.
+        special = {"bos_token_id": 256, "eos_token_id": 256}
         return self._make(
             {
                 **self._without_sizes(),
-                "max_position_embeddings": context,
+                CONTEXT: context,
                 **{name: number if number < vocab_size else None for name, number in special.items()},
+                "pad_token_id": None,
                 **fields,
                 "vocab_size": vocab_size,
             }
@@ -303,6 +319,18 @@ def new_model(config: PreTrainedConfig) -> PreTrainedModel:
         return kind(copy.deepcopy(config))
 
 
+def open_inner(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
+    """The causal language model that `save_pretrained` wrote into a folder; safetensors alone are read."""
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with quiet():
+        return kind.from_pretrained(folder, config=config, local_files_only=True, use_safetensors=True)
+
+
+def context_of(config: PreTrainedConfig) -> int:
+    """The context that a config is made for, which for one of ours is the number of its positions."""
+    return getattr(config, CONTEXT, None) or getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+
+
 def fitted_field(config: PreTrainedConfig) -> tuple[str, int] | None:
     """The name and value of the width that may be made to fit a size: of the feed-forward, else of a scan's state."""
     declared = getattr(type(config), "__dataclass_fields__", {})
@@ -322,11 +350,14 @@ def has_feed_forward(config: PreTrainedConfig) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' remarks: on checkpoints, which there are none of, and on kernels that are not installed."""
+    """Without transformers' bars and remarks: on checkpoints that are not there, on kernels that are not installed."""
     logger = logging.getLogger("transformers")
-    before = logger.level
+    before, shows_bars = logger.level, transformers_logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(before)
+        if shows_bars:
+            transformers_logging.enable_progress_bar()

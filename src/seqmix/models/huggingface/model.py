@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from seqmix.cost import Cost
 from seqmix.errors import InputError
 from seqmix.models.huggingface.behaviour import Behaviour, behaviour_of
-from seqmix.models.huggingface.configs import new_model
+from seqmix.models.huggingface.configs import new_model, quiet
 from seqmix.models.huggingface.costs import Counts, counts_of, nbytes, run
 
 _IGNORED = -100
@@ -98,16 +98,22 @@ class HuggingFaceModel(nn.Module):
         return []
 
     @property
-    def position_limit(self) -> int | None:
+    def longest_context(self) -> int | None:
         """The most tokens that a table of learned positions takes; None where there is no such table."""
-        tables = [
-            module.num_embeddings
-            for module in self.inner.modules()
-            if isinstance(module, nn.Embedding) and module is not self.inner.get_input_embeddings()
-        ]
+        return self.config.max_position_embeddings if self._position_tables else None
+
+    @property
+    def _position_tables(self) -> list[nn.Embedding]:
+        """The tables of learned positions: those of a row for each position of the config, or two more as OPT's."""
         limit = getattr(self.config, "max_position_embeddings", None)
-        # OPT's table has two rows more than positions.
-        return limit if isinstance(limit, int) and any(limit <= size <= limit + 2 for size in tables) else None
+        return [
+            module
+            for module in self.inner.modules()
+            if isinstance(module, nn.Embedding)
+            and module is not self.inner.get_input_embeddings()
+            and isinstance(limit, int)
+            and limit <= module.num_embeddings <= limit + 2
+        ]
 
     def forward(
         self,
@@ -126,7 +132,8 @@ class HuggingFaceModel(nn.Module):
         extra: dict[str, Any] = {}
         if document_ids is not None and self.behaviour.separates_documents:
             extra["position_ids"] = _offsets(document_ids)
-        logits = self.inner(input_ids=input_ids, use_cache=False, **extra).logits
+        with quiet():
+            logits = self.inner(input_ids=input_ids, use_cache=False, **extra).logits
         loss = None
         if shift_labels is not None:
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
@@ -154,7 +161,8 @@ class HuggingFaceModel(nn.Module):
                 f"a {self.config.model_type} of Hugging Face cannot read a piece of {input_ids.shape[1]} tokens after "
                 "others: read the whole text at once"
             )
-        logits, after = run(self.inner, input_ids, before, last_alone=not all_logits)
+        with quiet():
+            logits, after = run(self.inner, input_ids, before, last_alone=not all_logits)
         read = input_ids.shape[1] + (0 if state is None else state.read)
         return logits if all_logits else logits[:, -1], HuggingFaceState(after, read)
 
@@ -181,14 +189,18 @@ class HuggingFaceModel(nn.Module):
 
     @property
     def non_embedding_parameters(self) -> int:
-        """Parameters without the tables of the embedding and of the head."""
-        layers = (self.inner.get_input_embeddings(), self.inner.get_output_embeddings())
+        """Parameters without the tables of the embedding, of learned positions and of the head."""
+        layers = (self.inner.get_input_embeddings(), self.inner.get_output_embeddings(), *self._position_tables)
         tables = {id(layer.weight) for layer in layers if layer is not None}
         return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in tables)
 
     def path_length(self, distance: int) -> int | None:
         """Not known."""
         return None
+
+    def state_bytes(self, batch: int, context: int) -> int:
+        """The bytes of the cache after `context` tokens, by the formula of `costs.py`."""
+        return batch * self.counts.state_bytes(context)
 
     def tie_weights(self) -> None:
         """Makes the head's table the embedding's again, where the config says so."""
