@@ -1,0 +1,130 @@
+"""Memory of one forward over a long sequence, for every mixer whose work is not quadratic in it.
+
+    python benchmarks/long_forward.py [--mixers hyena,mamba2] [--time 65536] [--dim 32] [--backward] [--threads 1]
+        [--quick] [--json] [--out FILE]
+
+Each mixer reads one row of T and of T / 2 positions, each in a process of its own: the peak of resident memory during
+forward, over what the process holds with the mixer, its input, and a forward over a few positions behind it. Memory
+linear in T gives a ratio of 2, quadratic memory one of 4. --backward records the gradients and takes the backward
+pass too. Mixers whose declared FLOPs are quadratic (attention, and `dense`, whose learned triangle has T * T / 2
+weights of its own) are named and left out, unless --mixers names them. A mixer that runs out of its time or of the
+memory it may take is a goal that is not measured, with the reason beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from shared import Goal, arguments, finish, progress
+
+from seqmix.bench.timing import environment
+from seqmix.mixers import list_mixers
+from seqmix.properties import mixer_of_length
+from seqmix.properties.growth import exponent
+from seqmix.training.memory import PeakMemory
+
+CPU = torch.device("cpu")
+QUADRATIC = 1.5
+WARM_POSITIONS = 64
+MOST_BYTES = 6 << 30
+MOST_SECONDS = 300
+LEAST, AIM = 2.3, 2.1
+"""Ratios: 2 is linear, and pages and libraries' own buffers add a little."""
+
+
+def measure_here(name: str, dim: int, length: int, backward: bool, threads: int) -> dict[str, float]:
+    """Seconds and bytes at most of one forward."""
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    mixer = mixer_of_length(name, dim, length)
+    x = torch.randn(1, length, dim)
+    with torch.set_grad_enabled(backward):
+        mixer(x[:, :WARM_POSITIONS])
+        memory = PeakMemory(CPU)
+        start = time.perf_counter()
+        y = mixer(x).y
+        if backward:
+            y.sum().backward()
+        seconds = time.perf_counter() - start
+        peak = memory.peak()
+    assert bool(torch.isfinite(y).all())
+    return {"peak": peak, "seconds": seconds}
+
+
+def measure(name: str, dim: int, length: int, backward: bool, threads: int) -> dict[str, Any]:
+    """The same in a new process; or {"reason": sentence}."""
+    given = json.dumps([name, dim, length, backward, threads])
+    command = [sys.executable, __file__, "--measure", given]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"reason": f"not done after {MOST_SECONDS} s"}
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return {"reason": lines[-1] if lines else f"its process ended with status {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def is_quadratic(name: str, dim: int) -> bool:
+    """Whether a doubled length takes more than 2^1.5 times the FLOPs."""
+    return exponent(lambda length: mixer_of_length(name, dim, length).cost(1, length).flops, 1024) > QUADRATIC
+
+
+def main() -> None:
+    parser = arguments("Peak memory of forward at T over that at T / 2.")
+    parser.add_argument("--mixers", default=None, help="names, with commas between [all that are not quadratic]")
+    parser.add_argument("--time", type=int, default=None, help="positions [65536]")
+    parser.add_argument("--dim", type=int, default=32)
+    parser.add_argument("--backward", action="store_true", help="with the gradients and the backward pass")
+    parser.add_argument("--measure", default=None, help="what a process of its own is asked")
+    given = parser.parse_args()
+    if given.measure is not None:
+        print(json.dumps(measure_here(*json.loads(given.measure))))
+        return
+    length = given.time or (8192 if given.quick else 65536)
+    threads = given.threads or torch.get_num_threads()
+    names = given.mixers.split(",") if given.mixers else list_mixers()
+    left_out = [] if given.mixers else [name for name in names if is_quadratic(name, given.dim)]
+    rows = []
+    with progress("long sequences") as bar:
+        for index, name in enumerate(names):
+            bar.update(index / len(names), note=name)
+            if name in left_out:
+                continue
+            found = {at: measure(name, given.dim, at, given.backward, threads) for at in (length // 2, length)}
+            reason = next((side["reason"] for side in found.values() if "reason" in side), None)
+            ratio = None if reason else found[length]["peak"] / max(found[length // 2]["peak"], 1)
+            rows.append({"mixer": name, "ratio": ratio, "reason": reason, "sides": found})
+    goals = [
+        Goal(what=f"{row['mixer']}{_sizes(row, length)}", value=row["ratio"], at_least=LEAST, aim=AIM, smaller=True)
+        for row in rows
+    ]
+    document = {
+        "environment": environment(),
+        "settings": {"time": length, "dim": given.dim, "backward": given.backward, "threads": threads},
+        "left_out": left_out,
+        "rows": rows,
+    }
+    lines = [f"{row['mixer']}: {row['reason']}" for row in rows if row["reason"]]
+    if left_out:
+        lines.append(f"left out, since their work is quadratic in the length: {', '.join(left_out)}")
+    finish(given, goals, document, lines)
+
+
+def _sizes(row: dict[str, Any], length: int) -> str:
+    """The memory and the time at the longer length, in words."""
+    side = row["sides"][length]
+    return "" if "reason" in side else f", {side['peak'] / 2**20:.0f} MiB, {side['seconds']:.1f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
