@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM
 
 from seqmix.errors import InputError
-from seqmix.models import SeqmixConfig, SeqmixForCausalLM, from_huggingface
+from seqmix.models import SeqmixConfig, SeqmixForCausalLM, create_model, from_huggingface
 
 VOCAB = 40
 # Float32 sums in another order; in float64 Hugging Face's own rotary angles and norms still pass through float32.
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
 ATTENTION = {"name": "attention", "heads": 4, "kv_heads": 2, "qk_norm": True, "qk_norm_eps": 1e-5, "rope_theta": 1e6}
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 CONV = {"name": "gated_conv", "kernel": 3}
 
 
@@ -34,9 +35,7 @@ def lfm2(**options: Any) -> Lfm2ForCausalLM:
         "layer_types": ["conv", "full_attention", "conv", "full_attention"],
         "block_multiple_of": 16,
         "initializer_range": 0.3,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 2,
+        **SPECIAL,
     }
     model = Lfm2ForCausalLM(Lfm2Config(**{**config, **options})).eval()
     with torch.no_grad():
@@ -49,8 +48,9 @@ def lfm2(**options: Any) -> Lfm2ForCausalLM:
 def ours(mixers: list[dict[str, Any]], **options: Any) -> SeqmixForCausalLM:
     torch.manual_seed(0)
     fields = {"hidden_size": 24, "num_hidden_layers": 3, "feed_forward": 40, "norm_eps": 1e-5}
-    special = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    config: Any = SeqmixConfig(mixers=mixers, initializer_range=0.3, **{**special, **fields, **options})
+    config: Any = SeqmixConfig(
+        vocab_size=VOCAB, mixers=mixers, initializer_range=0.3, **{**SPECIAL, **fields, **options}
+    )
     return SeqmixForCausalLM(config).double().eval()
 
 
@@ -111,6 +111,18 @@ def test_a_model_of_ours_becomes_one_that_generates_the_same(tmp_path: Path) -> 
     assert again.config.mixers == from_huggingface(theirs).config.mixers
     weights = model.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in again.state_dict().items())
+
+
+@torch.no_grad()
+def test_the_preset_has_its_layout() -> None:
+    torch.manual_seed(0)
+    model = create_model("lfm2_like", vocab_size=VOCAB, context=32, hidden_size=64, num_hidden_layers=6, **SPECIAL)
+    theirs = model.double().eval().to_huggingface()
+    assert isinstance(theirs, Lfm2ForCausalLM)
+    assert theirs.config.layer_types == ["conv", "conv", "full_attention"] * 2
+    ids = tokens(2, 15)
+    expected = model(ids).logits
+    assert (theirs(ids).logits - expected).abs().max() <= TOLERANCES[torch.float64] * expected.abs().max()
 
 
 @pytest.mark.parametrize(
