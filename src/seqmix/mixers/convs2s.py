@@ -1,7 +1,7 @@
 """The convolutional block of ConvS2S: a full convolution to twice the width, gated by its own second half.
 
     f(x)[t] = a * sigmoid(b),  [a, b] = bias + sum_k W_k x[t - (K - 1 - k)]         W = g v / |v|, weight norm
-    block(x) = sqrt(1/2) (f(x) + x)                                arXiv 1705.03122, section 3.2; W as arXiv 1602.07868
+    block(x) = sqrt(1/2) (f(x) + x)                                arXiv 1705.03122, section 3; W as arXiv 1602.07868
 
 A mixer returns y, and whoever holds it forms x + y, which has no sqrt(1/2). So y = block(x) - x: added to the x that
 the mixer was given, it makes the paper's block exactly. Where another x is added (x + mixer(norm(x))) that means

@@ -1,7 +1,7 @@
 """Involution in one dimension: a kernel computed at every position from that position alone, shared within a group.
 
     w[t] = W_span relu(norm(W_reduce x[t]))                 K weights for each of G groups
-    y[t, c] = sum_k w[t, group(c), k] x[t - (K - 1) + k, c]                      arXiv 2103.06255, equations 4 to 6
+    y[t, c] = sum_k w[t, group(c), k] x[t - (K - 1) + k, c]                      arXiv 2103.06255, section 3
 
 The opposite of a convolution: the weights differ by position and are the same for the channels of a group. The paper
 has it around the position, which is `causal=False`; causal, the K taps end at it. Its norm is a batch norm, whose
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from seqmix.cost import linear_flops
 from seqmix.errors import InputError
 from seqmix.kernels.norm import add_norm
-from seqmix.mixers.dynamic_convolution import BandMixer, check_sizes
+from seqmix.mixers.band import BandMixer, check_sizes
 
 USUAL_GROUP_WIDTH = 16
 

@@ -65,7 +65,8 @@ def _backward(grad: Tensor, padded: Tensor, weight: Tensor) -> tuple[Tensor, Ten
         source = padded[rows, first : last + kernel - 1].to(wide).unflatten(2, (heads, -1))
         grad_source = grad_padded[rows, first : last + kernel - 1].unflatten(2, (heads, -1))
         taps = weight[rows, first:last].to(wide)
-        grad_taps = torch.empty_like(taps)
+        # Contiguous whatever the weights are: its rows are written through views.
+        grad_taps = torch.empty(taps.shape, dtype=wide, device=taps.device)
         for tap in range(kernel):
             grad_source[:, tap : tap + last - first].addcmul_(taps[..., tap, None], own)
         for row, sources in enumerate(source):
