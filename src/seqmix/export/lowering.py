@@ -159,6 +159,11 @@ def _(mixer: ConvSamba, build: _Builder, x: Span, add: Span) -> Span:
 
 @_mix.register
 def _(mixer: Attention, build: _Builder, x: Span, add: Span) -> Span:
+    if mixer.config.alibi or not mixer.sees_all_held:
+        what = "ALiBi" if mixer.config.alibi else f"the pattern {mixer.config.pattern!r}"
+        raise CannotLowerError(
+            f"attention with {what} cannot be exported as a graph of single steps yet: use the engine torch for it"
+        )
     width, groups = mixer.head_dim, mixer.groups
     of_heads, of_groups = mixer.heads * width, groups * width
     projections = (mixer.q_proj, mixer.k_proj, mixer.v_proj)
@@ -166,12 +171,17 @@ def _(mixer: Attention, build: _Builder, x: Span, add: Span) -> Span:
     bias = torch.cat([one.bias for one in projections]) if mixer.config.bias else None
     projected = build.linear(x, weight, bias)
     both, v = projected.split(of_heads + of_groups, of_groups)
+    if isinstance(mixer.q_norm, nn.RMSNorm) and isinstance(mixer.k_norm, nn.RMSNorm):
+        of_q, of_k = _plain(mixer.q_norm.weight), _plain(mixer.k_norm.weight)
+        weight = torch.cat([of_q.repeat(mixer.heads), of_k.repeat(groups)])
+        eps, parts = mixer.config.qk_norm_eps, mixer.heads + groups
+        both = build.put(
+            Norm(out=build.vector(both.width), x=both, kind="rms", weight=weight, bias=None, eps=eps, groups=parts)
+        )
     if mixer.config.rope:
         both = build.rotate(both, Angles(width, mixer.config.rope_theta))
     q, k = both.split(of_heads, of_groups)
-    cache = Cache(
-        name=f"layers.{build.layer}", layer=build.layer, groups=groups, width=width, window=mixer.config.window
-    )
+    cache = Cache(name=f"layers.{build.layer}", layer=build.layer, groups=groups, width=width, window=mixer.ring)
     build.caches.append(cache)
     mixed = build.put(Attend(out=build.vector(of_heads), q=q, k=k, v=v, scale=1 / math.sqrt(width), cache=cache))
     return build.linear(mixed, mixer.o_proj.weight, mixer.o_proj.bias, add)

@@ -58,7 +58,7 @@ class Attention(Mixer):
         self.q_norm, self.k_norm = (
             nn.RMSNorm(self.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
         )
-        self.pattern = config.link_pattern
+        self.pattern, self.ring, self.kept = config.link_pattern, config.ring, config.kept
 
     @classmethod
     def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
@@ -75,11 +75,11 @@ class Attention(Mixer):
     @property
     def traits(self) -> Traits:
         causal = self.config.causal
-        growth: Literal["constant", "linear"] = "linear" if self.config.ring is None else "constant"
+        growth: Literal["constant", "linear"] = "linear" if self.ring is None else "constant"
         return Traits(causal=causal, content_dependent=True, state_growth=growth if causal else None, cross=True)
 
     @property
-    def _sees_all_held(self) -> bool:
+    def sees_all_held(self) -> bool:
         """Whether the next position sees all that the state holds: a window without gaps, or all positions."""
         only = None if self.pattern is None else self.pattern.single_window
         return self.pattern is None or (only is not None and only.dilation == 1)
@@ -162,7 +162,7 @@ class Attention(Mixer):
         is_alike = not placement.packed and (slots is None or slots.is_even)
         positions = placement.positions[: 1 if is_alike else None]
         q_BHTK, k_BGTK, v_BGTK = self._project(x, positions)
-        cached = gather(slots, (k_BGTK, v_BGTK), placement, kept=self.config.kept)
+        cached = gather(slots, (k_BGTK, v_BGTK), placement, kept=self.kept)
         keys, values = cached.stored
         if keys.shape[2] == x.shape[1]:
             mixed = attend_by_links(
@@ -181,7 +181,7 @@ class Attention(Mixer):
             mixed = attend(q_BHTK, keys, values, mask, bias=bias)
         if not self.config.causal:
             return Mixed(self._output(mixed), None)
-        after = remember(slots, cached, placement, capacity=capacity, window=self.config.ring, kept=self.config.kept)
+        after = remember(slots, cached, placement, capacity=capacity, window=self.ring, kept=self.kept)
         return Mixed(self._output(mixed), after)
 
     def _seen(
@@ -219,9 +219,9 @@ class Attention(Mixer):
         weight = self.k_proj.weight
         return empty_slots(
             batch,
-            (capacity or 0) if self.config.ring is None else self.config.kept + self.config.ring,
+            (capacity or 0) if self.ring is None else self.kept + self.ring,
             ((self.groups, self.head_dim), (self.groups, self.head_dim)),
-            grows=self.config.ring is None and capacity is None,
+            grows=self.ring is None and capacity is None,
             device=weight.device if device is None else device,
             dtype=dtype or weight.dtype,
         )
@@ -235,13 +235,13 @@ class Attention(Mixer):
         before = _slot_state(state)
         assert before is not None
         q_BH1K, k_BG1K, v_BG1K = self._project(x[:, None], before.position[: 1 if before.is_even else None, None])
-        after = append(before, (k_BG1K, v_BG1K), window=self.config.ring, kept=self.config.kept)
-        (keys, values), mask = filled(after, kept=self.config.kept)
+        after = append(before, (k_BG1K, v_BG1K), window=self.ring, kept=self.kept)
+        (keys, values), mask = filled(after, kept=self.kept)
         bias = None
-        if self.config.alibi or not self._sees_all_held:
+        if self.config.alibi or not self.sees_all_held:
             rows = slice(0, 1) if mask is None else slice(None)
             last = after.position[rows, None] - 1
-            mask, bias = self._seen(last, held_by(after, rows, self.config.kept), mask, q_BH1K.dtype)
+            mask, bias = self._seen(last, held_by(after, rows, self.kept), mask, q_BH1K.dtype)
         mixed = attend(q_BH1K, keys.to(q_BH1K.dtype), values.to(q_BH1K.dtype), mask, bias=bias)
         return Mixed(self._output(mixed)[:, 0], after)
 
