@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import seqmix.hf  # noqa: F401 - registers the Auto classes
-from seqmix.data import Batch, PackedStream, load_corpus
+from seqmix.data import Batch, load_corpus, open_stream
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("run", help="a run folder, or any folder that save_pretrained wrote")
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     model.print_trainable_parameters()
 
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
-    stream = PackedStream(corpus.train, base.config.max_position_embeddings, seed=0)
+    stream = open_stream(corpus.train, base.config.max_position_embeddings, seed=0)
     rows = stream.rows(0, 8)
     before = mean_loss(model, rows)
     for step in range(chosen.steps):

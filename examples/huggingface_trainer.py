@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 import seqmix
 import seqmix.hf  # registers the Auto classes
-from seqmix.data import PackedStream, load_corpus
+from seqmix.data import RowStream, load_corpus, open_stream
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="gated_conv", help="one of seqmix.list_models()")
@@ -27,7 +27,7 @@ parser.add_argument("--gradient-checkpointing", action="store_true")
 class Rows(torch.utils.data.Dataset):
     """The first rows of a packed stream, as the Trainer wants them: targets are shifted already."""
 
-    def __init__(self, stream: PackedStream, count: int) -> None:
+    def __init__(self, stream: RowStream, count: int) -> None:
         self.stream, self.count = stream, count
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ if __name__ == "__main__":
         label_names=["shift_labels"],
         seed=0,
     )
-    stream = PackedStream(corpus.train, chosen.context, seed=0)
+    stream = open_stream(corpus.train, chosen.context, seed=0)
     trainer = Trainer(
         model=model, args=arguments, train_dataset=Rows(stream, 8 * chosen.steps), processing_class=corpus.tokenizer
     )

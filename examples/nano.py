@@ -12,7 +12,7 @@ import time
 import torch
 
 import seqmix
-from seqmix.data import PackedStream, load_corpus
+from seqmix.data import RowStream, load_corpus, open_stream
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="convsamba", help="one of seqmix.list_models()")
@@ -33,7 +33,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-def train(model: torch.nn.Module, stream: PackedStream, steps: int, batch_size: int, peak: float) -> None:
+def train(model: torch.nn.Module, stream: RowStream, steps: int, batch_size: int, peak: float) -> None:
     """AdamW over the first rows of the stream; prints the loss in bits per token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1)
     started = time.perf_counter()
@@ -72,6 +72,6 @@ if __name__ == "__main__":
     )
     print(f"{chosen.model}: {model.non_embedding_parameters:,} parameters, receptive field {model.receptive_field}")
     peak = seqmix.models.preset(chosen.model).learning_rate(model.non_embedding_parameters)
-    train(model, PackedStream(corpus.train, chosen.context, seed=0), chosen.steps, chosen.batch_size, peak)
+    train(model, open_stream(corpus.train, chosen.context, seed=0), chosen.steps, chosen.batch_size, peak)
     written = sample(model.eval(), corpus.tokenizer.encode(chosen.prompt), chosen.new_tokens)
     print(chosen.prompt + corpus.tokenizer.decode(written))

@@ -15,6 +15,7 @@ from torch import Tensor
 from seqmix.compare.results import MatrixImage
 from seqmix.mixer import SharingMixer
 from seqmix.models.block import Block
+from seqmix.models.contenders import LanguageModel
 from seqmix.models.language_model import SeqmixForCausalLM
 
 SIDE = 96
@@ -24,12 +25,14 @@ HEADS = 4
 _STOPS = ((255, 255, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107), (3, 19, 43))
 
 
-def matrix_images(model: SeqmixForCausalLM, input_ids: Tensor) -> list[MatrixImage]:
-    """Pictures of the first and the last layer of each kind of mixer, up to four heads each.
+def matrix_images(model: LanguageModel, input_ids: Tensor) -> list[MatrixImage]:
+    """Pictures of the first and the last layer of each kind of mixer, up to four heads each; none of Hugging Face's.
 
     Args:
         input_ids: (1, time) of one document; the first `SIDE` positions are shown.
     """
+    if not isinstance(model, SeqmixForCausalLM):
+        return []
     inputs = _mixer_inputs(model, input_ids[:, :SIDE])
     images: list[MatrixImage] = []
     for layer, name in _layers_to_show(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from seqmix.compare.matching import ContenderPlan, MeasureSeconds, config_of, pl
 from seqmix.compare.prices import Prices
 from seqmix.compare.results import FORMAT, Contender, Results, Trial, new_contender, read_results
 from seqmix.compare.settings import CompareSettings, command_line, first_difference
-from seqmix.data import Corpus
+from seqmix.data import Corpus, is_task
 from seqmix.errors import InputError
 from seqmix.training import TrainSettings
 from seqmix.training.environment import describe_environment
 
 TRIAL_SHARE = 0.2
 """The share of the budget that a trial of a learning rate gets."""
+
+EVALUATE_EVERY = 0.25
+EVALUATE_EVERY_TO_STOP = 0.05
+"""The share of the budget between two evaluations; they come more often where one of them may end the training."""
 
 TRIAL_RATIO = 2.0
 """Neighbouring learning rates of the trials."""
@@ -95,34 +100,57 @@ def begin(
             "tokenizer": settings.tokenizer,
             "vocab_size": corpus.vocab_size,
             "train_bytes": corpus.train_bytes,
-            "train_tokens": len(corpus.train),
+            "train_tokens": corpus.train_tokens,
             "valid_bytes": corpus.valid_bytes,
-            "valid_tokens": len(corpus.valid),
+            "valid_tokens": corpus.valid_tokens,
             "notes": list(corpus.notes),
-            "evaluated_tokens": min(settings.evaluate_tokens or len(corpus.valid), len(corpus.valid) - 1),
+            "evaluated_tokens": min(settings.evaluate_tokens or corpus.valid_targets, corpus.valid_targets),
         },
         "plans": [dataclasses.asdict(plan) for plan in plans],
         "matched": {"quantity": "", "unit": "", "target": None, "spread": None, "tolerance": None, "reached": {}},
         "not_matched": [],
         "models": [],
-        "contenders": [_contender(plan, seed) for seed in range(settings.seeds) for plan in plans],
+        "contenders": [
+            _contender(plan, seed, file_name(plan.model, settings.models))
+            for seed in range(settings.seeds)
+            for plan in plans
+        ],
         "tuning": [trial for rank in range(settings.tune) for trial in _trials(plans, settings.tune, rank)],
         "comparisons": [],
         "crossovers": [],
         "verdict": [],
-        "notes": [],
+        "notes": [] if is_task(settings.data) else _notes(plans),
     }
     results["matched"] = matched(settings, plans, results)
     return results
 
 
-def _contender(plan: ContenderPlan, seed: int) -> Contender:
+def _notes(plans: Sequence[ContenderPlan]) -> list[str]:
+    """What every reader of the results should know of the models, in sentences."""
+    return [
+        f"{plan.model} does not keep packed documents apart: in training and evaluation it reads on across their "
+        "borders."
+        for plan in plans
+        if not plan.separates_documents
+    ]
+
+
+def file_name(model: str, models: Sequence[str]) -> str:
+    """The name of a model as a part of paths, different for each of `models`."""
+    names = [re.sub(r"[^\w.=+-]+", "-", one).strip("-.")[-80:] for one in models]
+    place = list(models).index(model)
+    same = [index for index, name in enumerate(names) if name == names[place]]
+    return names[place] if len(same) == 1 else f"{names[place]}-{same.index(place) + 1}"
+
+
+def _contender(plan: ContenderPlan, seed: int, name: str) -> Contender:
     return {
-        **new_contender(plan.model, seed, f"runs/{plan.model}-{seed}"),
+        **new_contender(plan.model, seed, f"runs/{name}-{seed}"),
         "parameters": plan.parameters,
         "total_parameters": plan.total_parameters,
-        "width": plan.shape["hidden_size"],
-        "depth": plan.shape["num_hidden_layers"],
+        "width": plan.width,
+        "depth": plan.depth,
+        "is_reach_known": plan.is_reach_known,
         "flops_per_token": plan.flops_per_token,
         "learning_rate": plan.learning_rate,
         "receptive_field": plan.receptive_field,
@@ -166,6 +194,7 @@ def train_settings(
 ) -> TrainSettings:
     """The training of one contender, or with a `share` of the budget of a trial."""
     step = settings.batch_size * settings.context
+    stop = settings.stop_at_accuracy
     return TrainSettings(
         data=settings.data,
         valid=settings.valid,
@@ -182,7 +211,9 @@ def train_settings(
         precision=settings.precision,
         device=settings.device,
         threads=settings.threads,
-        evaluate_every=0.25 if share == 1 else 1.0,
+        imports=settings.imports,
+        evaluate_every=1.0 if share < 1 else EVALUATE_EVERY if stop is None else EVALUATE_EVERY_TO_STOP,
+        stop_at_accuracy=stop if share == 1 else None,
         evaluate_tokens=settings.evaluate_tokens,
         final_evaluate_tokens=settings.evaluate_tokens,
         out=str(out),

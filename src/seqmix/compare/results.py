@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from seqmix.errors import InputError
 from seqmix.training.durable import write_json
@@ -32,11 +32,12 @@ class Curve(TypedDict):
 
 
 class Evaluations(TypedDict):
-    """Bits per byte of held-out text during training; lists of equal length."""
+    """Bits per byte of held-out text during training, or the accuracy of a task; lists of equal length."""
 
     tokens: list[int]
     seconds: list[float]
-    bits_per_byte: list[float]
+    bits_per_byte: list[float | None]
+    accuracy: NotRequired[list[float]]
 
 
 class LossByPosition(TypedDict):
@@ -65,6 +66,10 @@ class Contender(TypedDict):
     receptive_field, positions_seen: None where every earlier token is seen. path_length: layers until the first
     token of the context can reach the last output; None where it never can.
     bits_by_block: bits a byte of consecutive blocks of held-out text, the same blocks for all contenders.
+    accuracy, best_accuracy, example_accuracy: of a synthetic task, the share of right answers at the end, the highest
+    on the way, and the share of rows that are all right; accuracy_by_distance: where the task has distances.
+    error_by_block: the share of wrong answers of consecutive blocks. None or empty for text. Of a task, in turn,
+    bits_per_byte, best_bits_per_byte and word_perplexity are None, since it has no bytes.
     gradient_norm_by_depth: norm of the loss's gradient in the residual stream, from the embedding upwards.
     """
 
@@ -90,6 +95,11 @@ class Contender(TypedDict):
     best_bits_per_byte: float | None
     perplexity: float | None
     word_perplexity: float | None
+    accuracy: float | None
+    best_accuracy: float | None
+    example_accuracy: float | None
+    accuracy_by_distance: dict[str, float]
+    error_by_block: list[float]
     state_bytes: dict[str, int]
     decode_tokens_per_second: dict[str, float]
     prefill_tokens_per_second: dict[str, float]
@@ -97,6 +107,7 @@ class Contender(TypedDict):
     receptive_field: int | None
     positions_seen: int | None
     path_length: int | None
+    is_reach_known: bool
     curve: Curve | None
     evaluations: Evaluations | None
     loss_by_position: LossByPosition | None
@@ -128,18 +139,20 @@ class NotMatched(TypedDict):
 
 
 class ModelSummary(TypedDict):
-    """One model over its seeds: mean bits per byte and the seeds' lowest and highest."""
+    """One model over its seeds: mean bits per byte, of a task mean accuracy, and the seeds' lowest and highest."""
 
     model: str
     finished: int
     failed: int
     bits_per_byte: float | None
+    accuracy: float | None
     lowest: float | None
     highest: float | None
 
 
 class Comparison(TypedDict):
-    """The difference a - b in bits per byte, with its 95 % interval (None with one seed)."""
+    """The difference a - b with its 95 % interval (None with one seed): in bits per byte, of a task in the share of
+    wrong answers."""
 
     a: str
     b: str
@@ -167,7 +180,7 @@ class Crossover(TypedDict):
 
 
 class Trial(TypedDict):
-    """One trial of a learning rate, before the real runs."""
+    """One trial of a learning rate, before the real runs. accuracy: of a task. loss: at the end of the training."""
 
     model: str
     learning_rate: float
@@ -177,19 +190,24 @@ class Trial(TypedDict):
     train_seconds: float | None
     train_money: float | None
     bits_per_byte: float | None
+    accuracy: NotRequired[float | None]
+    loss: NotRequired[float | None]
     chosen: bool
 
 
 class CorpusSummary(TypedDict):
-    """The text: sizes of the two parts, what was evaluated of the held-out one, and what was noticed in reading."""
+    """The text: sizes of the two parts, what was evaluated of the held-out one, and what was noticed in reading.
+
+    Of a synthetic task the bytes are None, and train_tokens too where it draws rows without end.
+    """
 
     name: str
     fingerprint: str
     tokenizer: str
     vocab_size: int
-    train_bytes: int
-    train_tokens: int
-    valid_bytes: int
+    train_bytes: int | None
+    train_tokens: int | None
+    valid_bytes: int | None
     valid_tokens: int
     evaluated_tokens: int | None
     notes: list[str]
@@ -257,6 +275,11 @@ def new_contender(model: str, seed: int, folder: str) -> Contender:
         "best_bits_per_byte": None,
         "perplexity": None,
         "word_perplexity": None,
+        "accuracy": None,
+        "best_accuracy": None,
+        "example_accuracy": None,
+        "accuracy_by_distance": {},
+        "error_by_block": [],
         "state_bytes": {},
         "decode_tokens_per_second": {},
         "prefill_tokens_per_second": {},
@@ -264,6 +287,7 @@ def new_contender(model: str, seed: int, folder: str) -> Contender:
         "receptive_field": None,
         "positions_seen": None,
         "path_length": None,
+        "is_reach_known": True,
         "curve": None,
         "evaluations": None,
         "loss_by_position": None,

@@ -21,18 +21,18 @@ import torch
 from seqmix.compare import units
 from seqmix.compare.formulas import formula_crossovers
 from seqmix.compare.held_equal import matched, served_tokens_crossover
-from seqmix.compare.opening import TRIAL_SHARE, begin, stored_plans, stored_results, train_settings
+from seqmix.compare.opening import TRIAL_SHARE, begin, file_name, stored_plans, stored_results, train_settings
 from seqmix.compare.prices import Prices, default_accelerator, prices
 from seqmix.compare.process import TaskFailedError, run_apart
 from seqmix.compare.progress import Display, Pace
 from seqmix.compare.results import Contender, Results, Status, Trial, write_results
 from seqmix.compare.settings import CompareSettings
-from seqmix.compare.summary import finished, model_names, summarize
+from seqmix.compare.summary import finished, model_names, score, summarize
 from seqmix.compare.tasks import SPEED_FIELDS
 from seqmix.compare.verdict import verdict
-from seqmix.data import PackedStream, load_corpus
+from seqmix.data import load_corpus, open_stream
 from seqmix.errors import InputError, SeqmixError
-from seqmix.models.config import SeqmixConfig
+from seqmix.models.contenders import AnyConfig, document_of
 from seqmix.training.run import choose_device
 
 SPEED_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -62,7 +62,7 @@ def run_comparison(settings: CompareSettings, out: str | os.PathLike[str], displ
     display.update(0.0, label="reading the text")
     corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer, progress=display.message)
     # Refuses a text that is too short for the context.
-    PackedStream(corpus.train, settings.context)
+    open_stream(corpus.train, settings.context)
     if results is None:
         display.update(0.0, label="solving for sizes")
         results = begin(
@@ -84,17 +84,18 @@ def choose_prices(settings: CompareSettings, device: torch.device) -> Prices:
     return prices(settings.accelerator or default_accelerator(kind), price=settings.price)
 
 
-def decode_seconds(settings: CompareSettings, configs: Sequence[SeqmixConfig]) -> list[float]:
+def decode_seconds(settings: CompareSettings, configs: Sequence[AnyConfig]) -> list[float]:
     """The seconds that each of some models takes for a token at its context, measured in turn in a process apart."""
     argument = {
-        "configs": [config.to_dict() for config in configs],
+        "configs": [document_of(config) for config in configs],
         "context": settings.context,
         "seconds": TIMING_SECONDS * len(configs),
         "device": settings.device,
         "threads": settings.threads,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        return run_apart("time_decoding", argument, Path(scratch) / "log.txt", lambda report: None)["seconds"]
+        log = Path(scratch) / "log.txt"
+        return run_apart("time_decoding", argument, log, lambda report: None, imports=settings.imports)["seconds"]
 
 
 def write_page(results: Results, folder: Path, display: Display) -> None:
@@ -146,13 +147,13 @@ class Comparison:
 
     def _try_rate(self, trial: Trial) -> None:
         plan, rate = self.plans[trial["model"]], trial["learning_rate"]
-        name = f"{plan.model}-{rate:g}"
+        name = f"{file_name(plan.model, self.settings.models)}-{rate:g}"
         train = train_settings(
             self.settings, plan, self.folder / "trials" / name, seed=0, learning_rate=rate, share=TRIAL_SHARE
         )
         label = f"{plan.model}, trial of learning rate {rate:.2g}"
         fields = self._run_training(trial, label, name, train.to_dict(), measure=False)
-        for field in ("tokens", "train_seconds", "train_money", "bits_per_byte"):
+        for field in ("tokens", "train_seconds", "train_money", "bits_per_byte", "accuracy", "loss"):
             trial[field] = fields.get(field)
         self.save("running")
 
@@ -160,10 +161,12 @@ class Comparison:
         """Marks the best trial of each model; contenders that have not begun take its rate."""
         for model in self.plans:
             trials = [trial for trial in self.results["tuning"] if trial["model"] == model]
-            known = [(trial["bits_per_byte"], trial) for trial in trials if trial["bits_per_byte"] is not None]
+            # Short trials of a task may all answer nothing right: the loss then decides.
+            scores = [(score(trial), trial.get("loss") or 0.0, trial) for trial in trials]
+            known = [one for one in scores if one[0] is not None]
             if not known:
                 continue
-            best = min(known, key=lambda pair: pair[0])[1]
+            best = min(known, key=lambda one: one[:2])[2]
             best["chosen"] = True
             for contender in self.results["contenders"]:
                 if contender["model"] == model:
@@ -185,7 +188,7 @@ class Comparison:
             seed=contender["seed"],
             learning_rate=contender["learning_rate"],
         )
-        name = f"{plan.model}-{contender['seed']}"
+        name = Path(contender["folder"]).name
         label = f"{plan.model}, seed {contender['seed']}"
         contender.update(self._run_training(contender, label, name, train.to_dict(), measure=True))  # type: ignore[typeddict-item]
         if contender["train_flops"] is not None:
@@ -212,6 +215,7 @@ class Comparison:
                 argument,
                 self.folder / "logs" / f"{name}.txt",
                 lambda report: self.pace.show(self.display, label, report),
+                imports=self.settings.imports,
             )
         except TaskFailedError as error:
             entry["status"], entry["error"] = "failed", str(error)
@@ -247,6 +251,7 @@ class Comparison:
                 argument,
                 self.folder / "logs" / "speed.txt",
                 lambda report: self.pace.show_speed(self.display, report),
+                imports=self.settings.imports,
             )
         except TaskFailedError as error:
             self._note(f"The speeds could not be measured: {error}.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from seqmix.data.stream import natural_context
 from seqmix.errors import InputError, unknown_name
 
 MATCHES = ("params", "flops", "train-flops", "train-seconds", "train-money", "decode-money", "total-money")
@@ -65,17 +66,20 @@ class CompareSettings:
     """Everything that decides a comparison. Bad values raise an InputError that names the field.
 
     data, valid, tokenizer: the corpus, as `seqmix.data.load_corpus` takes them.
-    models: names of presets, in the order of the report.
+    models: presets and others, as `seqmix.models.contenders` names them, in the order of the report.
     match: what is held equal, one of `MATCHES`. budget: when training stops, such as "tokens=2M".
     params: non-embedding parameters of the first model or of all, such as "300k".
     seeds: runs of each model; run k of every model reads the same stream.
     tune: learning rates tried for each model at a share of the budget; 0 follows each preset's rule.
-    context, batch_size: tokens in a row, rows in a step. price: money per hour; None takes that of the
-    accelerator: a name that `seqmix plan` knows, for prices and accelerator-days; None goes by the device.
+    context, batch_size: tokens in a row (None: those of a task's rows, else 256), rows in a step.
+    price: money per hour; None takes that of the accelerator: a name that `seqmix plan` knows, for prices and
+    accelerator-days; None goes by the device.
     serve_tokens: generated tokens that the total money covers (match "total-money").
     options: fields of the model config to replace, by model. evaluate_tokens: held-out tokens read at
-    each evaluation; None reads all. speed_seconds: to measure the speeds, for each model. threads, device,
-    precision: as in TrainSettings.
+    each evaluation; None reads all. stop_at_accuracy: ends a training that solves a synthetic task before its
+    budget is spent. speed_seconds: to measure the speeds, for each model. threads, device,
+    precision: as in TrainSettings. imports: files or modules of the user's that register mixers; whoever makes the
+    settings has imported them, and the processes that train do so again.
     """
 
     data: str
@@ -87,20 +91,25 @@ class CompareSettings:
     tune: int = 0
     valid: str | None = None
     tokenizer: str = "bytes"
-    context: int = 256
+    context: int = None  # type: ignore[assignment]  # filled in from the data
     batch_size: int = 16
     price: float | None = None
     accelerator: str | None = None
     serve_tokens: float | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     evaluate_tokens: int | None = 64_000
+    stop_at_accuracy: float | None = None
     speed_seconds: float = 8.0
     threads: int | None = None
     device: str | None = None
     precision: str = "float32"
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", tuple(self.models))
+        object.__setattr__(self, "imports", tuple(self.imports))
+        if self.context is None:
+            object.__setattr__(self, "context", natural_context(self.data))
         if self.match not in MATCHES:
             raise unknown_name("match", self.match, MATCHES)
         self._check_models()
@@ -112,20 +121,19 @@ class CompareSettings:
             raise InputError("tune is 1: one learning rate leaves no choice, give 0 or at least 2")
         if self.price is not None and not 0 < self.price < math.inf:
             raise InputError(f"price is {self.price}: give the money that an hour costs, above 0")
+        if self.stop_at_accuracy is not None and not 0 < self.stop_at_accuracy <= 1:
+            raise InputError(f"stop_at_accuracy is {self.stop_at_accuracy}: it must be above 0 and at most 1")
         if not 0 < self.speed_seconds < math.inf:
             raise InputError(f"speed_seconds is {self.speed_seconds}: it must be above 0")
         self._check_budget()
 
     def _check_models(self) -> None:
+        from seqmix.models.contenders import check_contenders
         from seqmix.models.presets import list_models
 
         if not self.models:
             raise InputError(f"models is empty: name at least one of {', '.join(list_models())}")
-        for position, model in enumerate(self.models):
-            if model not in list_models():
-                raise unknown_name("model", model, list_models())
-            if model in self.models[:position]:
-                raise InputError(f"model {model!r} is named twice: name each model once")
+        check_contenders(self.models)
         for model in self.options:
             if model not in self.models:
                 raise unknown_name("model with options", model, self.models)
@@ -146,7 +154,8 @@ class CompareSettings:
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON can hold."""
         values = dataclasses.asdict(self)
-        return {**values, "models": list(self.models), "options": {name: dict(o) for name, o in self.options.items()}}
+        options = {name: dict(given) for name, given in self.options.items()}
+        return {**values, "models": list(self.models), "options": options, "imports": list(self.imports)}
 
 
 def command_line(settings: CompareSettings, out: str) -> str:
@@ -161,6 +170,10 @@ def command_line(settings: CompareSettings, out: str) -> str:
             for model, options in value.items():
                 for key, option in options.items():
                     words += ["--option", f"{model}.{key}={json.dumps(option)}"]
+        elif name == "context" and value == natural_context(settings.data):
+            continue
+        elif name == "imports":
+            words += [word for place in value for word in ("--import", place)]
         elif name == "evaluate_tokens" and value is None:
             words += [flag, "all"]
         elif value is not None and (name in ("match", "budget", "params") or value != defaults[name]):
@@ -171,17 +184,24 @@ def command_line(settings: CompareSettings, out: str) -> str:
 def first_difference(stored: Mapping[str, Any], settings: CompareSettings) -> tuple[str, Any, Any] | None:
     """(name, stored value, new value) of the first setting that differs, or None."""
     for name, value in settings.to_dict().items():
-        if stored.get(name) != value:
+        # Where the user's files lie decides nothing.
+        if name != "imports" and stored.get(name) != value:
             return name, stored.get(name), value
     return None
 
 
-def parse_options(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Reads MODEL.KEY=VALUE assignments (values in YAML) into options by model."""
+def parse_options(assignments: Sequence[str], models: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Reads MODEL.KEY=VALUE assignments (values in YAML) into options by model.
+
+    Args:
+        models: names that may hold dots and equals signs themselves.
+    """
     options: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
-        place, equals, text = assignment.partition("=")
+        named = max((model for model in models if assignment.startswith(f"{model}.")), key=len, default="")
+        place, equals, text = assignment[len(named) :].partition("=")
         model, dot, key = place.partition(".")
+        model = named or model
         if not (equals and dot and model and key):
             raise InputError(f"option {assignment!r} cannot be read: write MODEL.KEY=VALUE")
         try:

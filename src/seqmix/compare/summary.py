@@ -9,7 +9,7 @@ from typing import Any
 
 from seqmix.compare import statistics, units
 from seqmix.compare.crossings import Crossing, measured_crossings
-from seqmix.compare.results import Comparison, Contender, Crossover, ModelSummary, NotMatched, Results
+from seqmix.compare.results import Comparison, Contender, Crossover, ModelSummary, NotMatched, Results, Trial
 
 NOT_MATCHED = {
     "parameters": ("parameters", "without the embedding"),
@@ -60,33 +60,66 @@ def by_context(results: Results, model: str, field: str) -> dict[int, float]:
     return {}
 
 
+def is_task(results: Results) -> bool:
+    """Whether the data are a synthetic task, which is ranked by accuracy instead of bits per byte."""
+    return any(contender["accuracy"] is not None for contender in results["contenders"])
+
+
+def score(entry: Contender | Trial | ModelSummary) -> float | None:
+    """What ranks, lower is better: bits per byte, of a task the share of wrong answers; None where not known."""
+    accuracy = entry.get("accuracy")
+    return entry["bits_per_byte"] if accuracy is None else 1 - accuracy
+
+
 def summarize_models(results: Results) -> list[ModelSummary]:
     """Each model over its seeds."""
     summaries: list[ModelSummary] = []
     for model in model_names(results):
-        scores = list(_scores(results, model).values())
+        values = list(_scores(results, model).values())
+        if is_task(results):
+            values = [1 - value for value in values]
+        mean = fmean(values) if values else None
         summaries.append(
             {
                 "model": model,
-                "finished": len(scores),
+                "finished": len(values),
                 "failed": sum(c["model"] == model and c["status"] == "failed" for c in results["contenders"]),
-                "bits_per_byte": fmean(scores) if scores else None,
-                "lowest": min(scores, default=None),
-                "highest": max(scores, default=None),
+                "bits_per_byte": None if is_task(results) else mean,
+                "accuracy": mean if is_task(results) else None,
+                "lowest": min(values, default=None),
+                "highest": max(values, default=None),
             }
         )
     return summaries
 
 
 def _scores(results: Results, model: str) -> dict[int, float]:
-    return {c["seed"]: c["bits_per_byte"] for c in finished(results, model) if c["bits_per_byte"] is not None}
+    return {c["seed"]: found for c in finished(results, model) if (found := score(c)) is not None}
+
+
+def accuracy_by_octave(results: Results, model: str) -> dict[int, float]:
+    """A task's accuracy over the distances 2^n to 2^(n+1) - 1, by n: the mean of them and of the seeds."""
+    found: dict[int, list[float]] = {}
+    for contender in finished(results, model):
+        for distance, accuracy in contender["accuracy_by_distance"].items():
+            found.setdefault(int(distance).bit_length() - 1, []).append(accuracy)
+    return {octave: fmean(values) for octave, values in sorted(found.items())}
+
+
+def octave_name(octave: int) -> str:
+    """The distances of an octave, in words."""
+    first, last = 2**octave, 2 ** (octave + 1) - 1
+    return str(first) if first == last else f"{first} to {last}"
 
 
 def compare_models(results: Results) -> list[Comparison]:
     """The difference of every pair that shares a seed, the better one of the pair first."""
     scores = {model: _scores(results, model) for model in model_names(results)}
     scores = {model: by_seed for model, by_seed in scores.items() if by_seed}
-    blocks = {model: {c["seed"]: c["bits_by_block"] for c in finished(results, model)} for model in scores}
+    blocks = {
+        model: {c["seed"]: c["error_by_block"] or c["bits_by_block"] for c in finished(results, model)}
+        for model in scores
+    }
     noise = statistics.run_noise(scores)
     comparisons: list[Comparison] = []
     for a, b in combinations(sorted(scores, key=lambda model: fmean(scores[model].values())), 2):

@@ -8,15 +8,17 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 import torch
 
 from seqmix.compare.matrix_images import SIDE, matrix_images
 from seqmix.compare.results import Curve, Evaluations
-from seqmix.data import TokenStore, load_corpus
+from seqmix.data import ExampleStore, TokenStore, load_corpus
+from seqmix.errors import InputError
 from seqmix.evaluation import evaluate
 from seqmix.evaluation.speed import measure_speeds
-from seqmix.models import SeqmixForCausalLM
-from seqmix.models.config import SeqmixConfig
+from seqmix.models.contenders import LanguageModel, config_of_document, make_model
+from seqmix.models.loading import open_model
 from seqmix.training import TrainSettings, read_metrics, train
 from seqmix.training.run import choose_device
 
@@ -52,9 +54,10 @@ def train_contender(argument: dict[str, Any], report: Report) -> dict[str, Any]:
         "train_seconds": result.seconds,
         "train_money": result.seconds / 3600 * per_hour,
         "bits_per_byte": result.bits_per_byte,
+        "accuracy": result.accuracy,
     }
     if not argument["measure"]:
-        return fields
+        return fields | {"loss": result.final_loss}
     report({"note": "measuring"})
     steps = read_metrics(Path(result.folder) / "metrics.jsonl", "step")
     gradients = [record["norms"] for record in read_metrics(Path(result.folder) / "metrics.jsonl", "gradients")]
@@ -63,6 +66,7 @@ def train_contender(argument: dict[str, Any], report: Report) -> dict[str, Any]:
         "tokens_per_second": result.tokens / result.seconds,
         "peak_memory_bytes": result.peak_memory_bytes,
         "best_bits_per_byte": result.best_bits_per_byte,
+        "best_accuracy": result.best_accuracy,
         "curve": training_curve(steps, flops, per_hour),
         "evaluations": _evaluations(read_metrics(Path(result.folder) / "metrics.jsonl", "evaluation")),
         # The median over the whole training: a single batch tells little.
@@ -87,18 +91,21 @@ def training_curve(steps: Sequence[dict[str, Any]], flops: float, per_hour: floa
 
 
 def _evaluations(records: Sequence[dict[str, Any]]) -> Evaluations:
-    return {
+    found: Evaluations = {
         "tokens": [record["tokens"] for record in records],
         "seconds": [record["seconds"] for record in records],
         "bits_per_byte": [record["bits_per_byte"] for record in records],
     }
+    if any("accuracy" in record for record in records):
+        found["accuracy"] = [record["accuracy"] for record in records]
+    return found
 
 
 def _measure_quality(settings: TrainSettings, folder: str) -> dict[str, Any]:
     """What needs the trained weights and the held-out text."""
     device = _prepare(settings.to_dict())
     corpus = load_corpus(settings.data, valid=settings.valid, tokenizer=settings.tokenizer)
-    model = load_model(folder, device)
+    model = open_model(folder, device=device)
     quality = evaluate(
         model,
         corpus.valid,
@@ -107,9 +114,13 @@ def _measure_quality(settings: TrainSettings, folder: str) -> dict[str, Any]:
         device=device,
         max_tokens=settings.final_evaluate_tokens,
     )
+    answers = quality.answers
     return {
         "perplexity": _finite(quality.perplexity),
         "word_perplexity": _finite(quality.word_perplexity),
+        "example_accuracy": None if answers is None else answers.example_accuracy,
+        "accuracy_by_distance": quality.to_dict().get("accuracy_by_distance", {}),
+        "error_by_block": [] if answers is None else answers.error_by_block,
         "loss_by_position": {
             "position": quality.loss_by_position_bins.positions,
             "bits": quality.loss_by_position_bins.bits,
@@ -119,20 +130,16 @@ def _measure_quality(settings: TrainSettings, folder: str) -> dict[str, Any]:
     }
 
 
-def load_model(folder: str, device: torch.device) -> SeqmixForCausalLM:
-    """A trained model, ready to be measured."""
-    model: SeqmixForCausalLM = SeqmixForCausalLM.from_pretrained(folder)
-    torch.nn.Module.to(model, device)
-    return model.eval()
-
-
-def _finite(value: float) -> float | None:
+def _finite(value: float | None) -> float | None:
     """JSON has no infinity, which the perplexity of words can reach."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
-def _first_text(store: TokenStore) -> torch.Tensor:
-    """(1, time) tokens of the first document that is long enough for a picture, else of the longest."""
+def _first_text(store: TokenStore | ExampleStore) -> torch.Tensor:
+    """(1, time) tokens of the first document that is long enough for a picture, else of the longest; of a task, of its
+    first row."""
+    if isinstance(store, ExampleStore):
+        return torch.from_numpy(store.read(np.arange(1)).tokens[:, :SIDE])
     lengths = store.documents[1:] - store.documents[:-1]
     enough = [index for index, length in enumerate(lengths) if length >= SIDE]
     document = enough[0] if enough else int(lengths.argmax())
@@ -151,7 +158,7 @@ def measure_models(argument: dict[str, Any], report: Report) -> dict[str, Any]:
         By model: fields of `Contender`, and left_out, the contexts that were not measured with the reason.
     """
     device = _prepare(argument)
-    models = {name: load_model(folder, device) for name, folder in argument["folders"].items()}
+    models = {name: open_model(folder, device=device) for name, folder in argument["folders"].items()}
     speeds = measure_speeds(
         models,
         argument["contexts"],
@@ -169,12 +176,15 @@ def time_decoding(argument: dict[str, Any], report: Report) -> dict[str, Any]:
         argument: configs, context, seconds (in all), device, threads.
     """
     device = _prepare(argument)
-    models: dict[str, SeqmixForCausalLM] = {}
+    models: dict[str, LanguageModel] = {}
     for number, config in enumerate(argument["configs"]):
         with device:
-            models[str(number)] = SeqmixForCausalLM(SeqmixConfig(**config))
+            models[str(number)] = make_model(config_of_document(config))
     context = argument["context"]
     speeds = measure_speeds(models, [context], budget_seconds=argument["seconds"])
+    for speed in speeds.values():
+        if context in speed.left_out:
+            raise InputError(f"the time of a token at context {context} cannot be measured: {speed.left_out[context]}")
     return {"seconds": [1 / speed.decode_tokens_per_second[context] for speed in speeds.values()]}
 
 

@@ -10,7 +10,16 @@ from rich.text import Text
 
 from seqmix.compare import units
 from seqmix.compare.results import Results
-from seqmix.compare.summary import by_context, common_contexts, mean_of, model_names
+from seqmix.compare.summary import (
+    accuracy_by_octave,
+    by_context,
+    common_contexts,
+    is_task,
+    mean_of,
+    model_names,
+    octave_name,
+    score,
+)
 
 WIDTH = 100
 _SHOWN_CONTEXTS = 4
@@ -24,7 +33,7 @@ def print_results(results: Results, console: Console) -> None:
     for sentence in results["verdict"]:
         sentences.add_row("•", Text(sentence))
     console.print(sentences)
-    for table in (_quality(results), _training(results), *_serving(results)):
+    for table in (_quality(results), *_distances(results), _training(results), *_serving(results)):
         console.print()
         console.print(table)
 
@@ -37,31 +46,48 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _ranked(results: Results) -> list[str]:
-    scores = {entry["model"]: entry["bits_per_byte"] for entry in results["models"]}
-    return sorted(model_names(results), key=lambda model: scores.get(model) or float("inf"))
+    scores = {entry["model"]: found for entry in results["models"] if (found := score(entry)) is not None}
+    return sorted(model_names(results), key=lambda model: scores.get(model, float("inf")))
 
 
 def _quality(results: Results) -> Table:
-    table = _table("Quality", ["model", "bits/byte", "seeds", "to the best", "95 % interval", "separable"])
+    measure = "accuracy" if is_task(results) else "bits/byte"
+    table = _table("Quality", ["model", measure, "seeds", "to the best", "95 % interval", "separable"])
     entries = {entry["model"]: entry for entry in results["models"]}
     ranked = _ranked(results)
     for model in ranked:
         entry = entries.get(model)
-        if entry is None or entry["bits_per_byte"] is None:
+        reached = None if entry is None else entry["accuracy"] if is_task(results) else entry["bits_per_byte"]
+        if entry is None or reached is None:
             table.add_row(model, "-", "failed" if entry and entry["failed"] else "pending", "", "", "")
             continue
         pair = next((p for p in results["comparisons"] if p["a"] == ranked[0] and p["b"] == model), None)
         behind = interval = separable = ""
         if pair is not None:
-            behind = f"{-pair['difference']:+.4f}"
+            # Behind means more bits, or less accuracy.
+            sign = 1 if is_task(results) else -1
+            behind = f"{sign * pair['difference']:+.4f}"
             if pair["low"] is None or pair["high"] is None:
                 interval, separable = "-", "one seed"
             else:
-                interval = f"{-pair['high']:+.4f} to {-pair['low']:+.4f}"
+                low, high = sorted((sign * pair["low"], sign * pair["high"]))
+                interval = f"{low:+.4f} to {high:+.4f}"
                 separable = "yes" if pair["separable"] else "no"
         ran = f"{entry['finished']}" + (f" ({entry['failed']} failed)" if entry["failed"] else "")
-        table.add_row(model, f"{entry['bits_per_byte']:.4f}", ran, behind, interval, separable)
+        table.add_row(model, f"{reached:.4f}", ran, behind, interval, separable)
     return table
+
+
+def _distances(results: Results) -> list[Table]:
+    """Accuracy by distance, where the task has distances; the mean of octaves."""
+    lines = {model: accuracy_by_octave(results, model) for model in _ranked(results)}
+    octaves = sorted({octave for line in lines.values() for octave in line})
+    if not octaves:
+        return []
+    table = _table("Accuracy by distance", ["model", *(octave_name(octave) for octave in octaves)])
+    for model, line in lines.items():
+        table.add_row(model, *(f"{line[octave]:.3f}" if octave in line else "-" for octave in octaves))
+    return [table]
 
 
 def _training(results: Results) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from seqmix.compare import units
 from seqmix.compare.results import Comparison, Crossover, Results
-from seqmix.compare.summary import by_context, cheapest, common_contexts, finished, mean_of, model_names
+from seqmix.compare.summary import by_context, cheapest, common_contexts, finished, mean_of, model_names, score
 
 CLOSE = 1.05
 """Costs within this factor of the lowest are called equal to it."""
@@ -31,15 +31,17 @@ def verdict(results: Results) -> list[str]:
 
 
 def _quality(results: Results, models: list[str]) -> list[str]:
-    ranked = [entry for entry in results["models"] if entry["bits_per_byte"] is not None]
-    ranked.sort(key=lambda entry: entry["bits_per_byte"] or 0.0)
+    ranked = [entry for entry in results["models"] if score(entry) is not None]
+    ranked.sort(key=lambda entry: score(entry) or 0.0)
     best = ranked[0]
-    score = f"{best['bits_per_byte']:.3f} bits per byte"
+    reached = f"{best['bits_per_byte']:.3f} bits per byte"
+    if best["accuracy"] is not None:
+        reached = f"an accuracy of {best['accuracy']:.3f}"
     if len(ranked) == 1:
-        return [f"{best['model']} is the only model that finished: {score}."]
+        return [f"{best['model']} is the only model that finished: {reached}."]
     seeds = len({contender["seed"] for contender in finished(results)})
     over = "with one seed" if seeds == 1 else f"mean of {seeds} seeds"
-    sentence = f"At {_condition(results)}, {best['model']} is best with {score} ({over})"
+    sentence = f"At {_condition(results)}, {best['model']} is best with {reached} ({over})"
     pairs = [pair for pair in results["comparisons"] if pair["a"] == best["model"]]
     if not pairs:
         return [sentence + "; no other model shares a seed with it."]
@@ -120,8 +122,8 @@ def _serving(results: Results, models: list[str]) -> list[str]:
 
 def _crossing(results: Results, models: list[str]) -> list[str]:
     """Crossings with the best model, then what a constant state means; all of them stand in `crossovers`."""
-    ranked = [entry["model"] for entry in sorted(results["models"], key=lambda e: e["bits_per_byte"] or float("inf"))]
-    best = ranked[0]
+    known = [(found, entry["model"]) for entry in results["models"] if (found := score(entry)) is not None]
+    best = min(known)[1] if known else None
     state = [crossing for crossing in results["crossovers"] if crossing["quantity"] == "state_bytes"]
     others = [
         crossing

@@ -9,7 +9,7 @@ from typing import Any
 
 from seqmix.errors import InputError
 
-_VALUES = ("loss", "learning_rate", "gradient_norm", "bits_per_byte")
+_VALUES = ("loss", "learning_rate", "gradient_norm", "bits_per_byte", "accuracy")
 
 
 def require_tensorboard() -> None:
@@ -33,7 +33,7 @@ class Board:
         """Takes in records of metrics.jsonl; those without a number to draw are left out."""
         for record in records:
             for name in _VALUES:
-                if name in record:
+                if record.get(name) is not None:
                     self._writer.add_scalar(f"{record['kind']}/{name}", record[name], record["step"])
 
     def close(self) -> None:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seqmix.data import Corpus, PackedStream
+from seqmix.data import Corpus, open_stream
 from seqmix.evaluation import Evaluation, evaluate
-from seqmix.models import SeqmixForCausalLM
+from seqmix.models.contenders import LanguageModel, layers_of
 from seqmix.training.board import Board
 from seqmix.training.memory import PeakMemory, freed_memory_kept
 from seqmix.training.metrics import MetricsLog
@@ -59,7 +59,7 @@ class Training:
     """
 
     settings: TrainSettings
-    model: SeqmixForCausalLM
+    model: LanguageModel
     corpus: Corpus
     run_folder: RunFolder
     device: torch.device
@@ -76,7 +76,7 @@ class Training:
         self.schedule = Schedule(
             peak=self.peak_rate, warmup_share=settings.warmup_share, min_lr_share=settings.min_lr_share
         )
-        self.stream = PackedStream(self.corpus.train, settings.context, settings.seed)
+        self.stream = open_stream(self.corpus.train, settings.context, settings.seed)
         self.module = self.processes.wrap(self.model)
         self._forward: Callable[..., Any] = self.module
         self.optimizer = make_optimizer(self.model, weight_decay=settings.weight_decay, betas=settings.betas)
@@ -116,16 +116,21 @@ class Training:
         return self.progress.rows * self.settings.context
 
     def run(self, stop: StopRequest) -> bool:
-        """Trains until the budget is spent, or until a stop is requested; returns whether it is spent."""
+        """Trains until the budget is spent or the task solved, or until a stop is requested.
+
+        Returns:
+            Whether the training is over.
+        """
         self.model.train()
         (seconds,) = self.processes.agree(self.clock.seconds)
-        share = self.budget.share(self.progress.step, seconds)
+        share = self._share(seconds)
         if self.settings.compile and share < 1:
             self._compile()
         with freed_memory_kept(self.device), self.clock.running():
             # A run that was stopped when an evaluation was due makes it now.
             if share < 1:
                 self._evaluate_when_due(share, stop)
+                share = self._share(seconds)
             while share < 1:
                 self._step(share, seconds)
                 if len(self._unread) >= self._steps_between_reads:
@@ -133,12 +138,13 @@ class Training:
                 seconds, is_stopping, is_checkpoint_due = self.processes.agree(
                     self.clock.seconds, stop.requested, self._is_checkpoint_due()
                 )
-                share = self.budget.share(self.progress.step, seconds)
+                share = self._share(seconds)
                 if is_stopping:
                     break
                 if share < 1 and self._evaluate_when_due(share, stop):
+                    share = self._share(seconds)
                     (is_stopping,) = self.processes.agree(stop.requested)
-                    if is_stopping:
+                    if is_stopping and share < 1:
                         break
                 if share < 1 and is_checkpoint_due:
                     self._checkpoint()
@@ -146,6 +152,10 @@ class Training:
         if self.reporter is not None:
             self._report(self.reporter)
         return share >= 1
+
+    def _share(self, seconds: float) -> float:
+        """The share of the budget that is spent; a solved task needs no more of it."""
+        return 1.0 if self.progress.is_solved else self.budget.share(self.progress.step, seconds)
 
     def _step(self, share: float, seconds: float) -> None:
         settings, progress = self.settings, self.progress
@@ -241,7 +251,7 @@ class Training:
         self.progress.gradient_records += 1
         norms = [
             self.processes.norm([p.grad for p in layer.parameters() if p.grad is not None])
-            for layer in self.model.model.layers
+            for layer in layers_of(self.model)
         ]
         values = [norm if torch.isfinite(norm) else None for norm in norms]
         if None not in values:
@@ -255,8 +265,12 @@ class Training:
             return False
         self._read_steps()
         with self.clock.paused(), suppress(_StoppedError):
-            self.evaluate(self.settings.evaluate_tokens, stop=stop)
+            result = self.evaluate(self.settings.evaluate_tokens, stop=stop)
             self.progress.evaluations = max(count + 1, int(share / every))
+            target = self.settings.stop_at_accuracy
+            if target is not None and result.accuracy is not None and result.accuracy >= target:
+                self.progress.is_solved = True
+                self.message(f"solved at step {self.progress.step}: an accuracy of {result.accuracy:.4f}")
         return True
 
     def _is_checkpoint_due(self) -> bool:
@@ -265,7 +279,7 @@ class Training:
     @property
     def final_reads_more(self) -> bool:
         """Whether the final evaluation reads other tokens than those on the way; they are then not comparable."""
-        settings, everything = self.settings, len(self.corpus.valid) - 1
+        settings, everything = self.settings, self.corpus.valid_targets
         on_the_way, final = (
             everything if limit is None else min(limit, everything)
             for limit in (settings.evaluate_tokens, settings.final_evaluate_tokens)
@@ -292,8 +306,11 @@ class Training:
                 part=self.processes,
             )
         if not (final and self.final_reads_more):
-            best = self.progress.best
-            self.progress.best = result.bits_per_byte if best is None else min(best, result.bits_per_byte)
+            best, accuracy = self.progress.best, self.progress.best_accuracy
+            if result.bits_per_byte is not None:
+                self.progress.best = result.bits_per_byte if best is None else min(best, result.bits_per_byte)
+            if result.accuracy is not None:
+                self.progress.best_accuracy = max(accuracy or 0.0, result.accuracy)
         self._write(
             {
                 "kind": "evaluation",
@@ -301,6 +318,7 @@ class Training:
                 "tokens": self.tokens,
                 "seconds": self.clock.seconds,
                 "bits_per_byte": result.bits_per_byte,
+                **({} if result.accuracy is None else {"accuracy": result.accuracy}),
                 "loss": result.loss,
                 "held_out_tokens": result.tokens,
                 "final": final,

@@ -23,7 +23,8 @@ class Progress:
     """The counters of a run.
 
     step: optimizer steps done. rows: rows of the stream read. seconds: spent in them. evaluations,
-    gradient_records: how many were written. best: the lowest bits per byte of the evaluations on the way.
+    gradient_records: how many were written. best: the lowest bits per byte of the evaluations on the way, of a task
+    None. best_accuracy: of a task, the highest. is_solved: whether one of them reached the accuracy to stop at.
     peak_memory: bytes, the most of any process that worked on this run.
     """
 
@@ -33,6 +34,8 @@ class Progress:
     evaluations: int = 0
     gradient_records: int = 0
     best: float | None = None
+    best_accuracy: float | None = None
+    is_solved: bool = False
     peak_memory: int = 0
     monitor: LossMonitor = field(default_factory=LossMonitor)
 

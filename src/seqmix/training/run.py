@@ -17,7 +17,9 @@ from transformers.utils import logging as transformers_logging
 
 from seqmix.data import Corpus, load_corpus
 from seqmix.errors import InputError
-from seqmix.models import SeqmixConfig, SeqmixForCausalLM, create_model, preset
+from seqmix.models import SeqmixConfig, SeqmixForCausalLM, create_model
+from seqmix.models.contenders import LanguageModel, config_of_document, contender, document_of, make_model
+from seqmix.models.loading import open_model, require_mixers
 from seqmix.training.board import require_tensorboard
 from seqmix.training.distributed import join_processes, own_device
 from seqmix.training.environment import describe_environment
@@ -29,7 +31,7 @@ from seqmix.training.random_state import seed_everything
 from seqmix.training.run_folder import RunFolder, open_run
 from seqmix.training.settings import TrainSettings
 from seqmix.training.stopping import stop_on_signal
-from seqmix.training.weights import load_weights, read_run_weights
+from seqmix.training.weights import load_weights, read_run_weights, weight_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class TrainResult:
     tokens, steps: trained on. seconds: spent in training steps.
     bits_per_byte: of the final weights on the held-out part (`final_evaluate_tokens` of it).
     best_bits_per_byte: the lowest on `evaluate_tokens` of it, on the way or at the end.
+    accuracy, best_accuracy: likewise of a synthetic task, whose bits per byte are None; None for text.
+    is_solved: whether the training ended before its budget, at `stop_at_accuracy`.
     final_loss: training loss at the end, nats per token, smoothed over about 20 steps.
     peak_memory_bytes: see `PeakMemory`. resumed_from: the step at which this call took up the run, or None.
     parameters: without the embedding. learning_rate: the peak.
@@ -52,6 +56,9 @@ class TrainResult:
     seconds: float
     bits_per_byte: float | None
     best_bits_per_byte: float | None
+    accuracy: float | None = None
+    best_accuracy: float | None = None
+    is_solved: bool = False
     final_loss: float | None
     peak_memory_bytes: int
     resumed_from: int | None
@@ -164,6 +171,8 @@ def _carry_out(training: Training, *, resume: bool) -> TrainResult:
             seconds=progress.seconds,
             bits_per_byte=None,
             best_bits_per_byte=progress.best,
+            best_accuracy=progress.best_accuracy,
+            is_solved=progress.is_solved,
             final_loss=progress.monitor.smoothed,
             peak_memory_bytes=progress.peak_memory,
             resumed_from=resumed_from,
@@ -180,7 +189,12 @@ def _carry_out(training: Training, *, resume: bool) -> TrainResult:
             training.evaluate(settings.evaluate_tokens)
         last = training.evaluate(settings.final_evaluate_tokens, final=True)
         result = dataclasses.replace(
-            result, status="finished", bits_per_byte=last.bits_per_byte, best_bits_per_byte=progress.best
+            result,
+            status="finished",
+            bits_per_byte=last.bits_per_byte,
+            best_bits_per_byte=progress.best,
+            accuracy=last.accuracy,
+            best_accuracy=progress.best_accuracy,
         )
         model = training.processes.whole(training.model)
         if model is not None and training.metrics is not None:
@@ -191,7 +205,7 @@ def _carry_out(training: Training, *, resume: bool) -> TrainResult:
         return result
 
 
-def _save_model(model: SeqmixForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save_model(model: LanguageModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     shows_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -217,10 +231,13 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def _create_model(settings: TrainSettings, corpus: Corpus, stored: dict[str, Any] | None) -> SeqmixForCausalLM:
+def _create_model(settings: TrainSettings, corpus: Corpus, stored: dict[str, Any] | None) -> LanguageModel:
     """A new model, or the one that settings.json describes: a preset may change from one version to the next."""
     if stored is not None:
-        return SeqmixForCausalLM(SeqmixConfig.from_dict(stored["model"]["config"]))
+        config = config_of_document(stored["model"]["config"])
+        if isinstance(config, SeqmixConfig):
+            require_mixers(config, stored["settings"].get("imports", []), f"the run in {settings.out!r}")
+        return make_model(config)
     return create_model(
         settings.model,
         vocab_size=corpus.vocab_size,
@@ -230,15 +247,20 @@ def _create_model(settings: TrainSettings, corpus: Corpus, stored: dict[str, Any
     )
 
 
-def _start_from(folder: str | None, model: SeqmixForCausalLM) -> None:
-    if folder is not None:
+def _start_from(folder: str | None, model: LanguageModel) -> None:
+    if folder is None:
+        return
+    if isinstance(model, SeqmixForCausalLM):
         load_weights(model, read_run_weights(Path(folder)), f"the run {folder!r}")
+    else:
+        # Files of transformers may name weights otherwise than the model does.
+        load_weights(model, weight_tensors(open_model(folder)), f"the run {folder!r}")
 
 
-def _peak_rate(settings: TrainSettings, model: SeqmixForCausalLM) -> float:
+def _peak_rate(settings: TrainSettings, model: LanguageModel) -> float:
     if settings.learning_rate is not None:
         return settings.learning_rate
-    return preset(settings.model).learning_rate(model.non_embedding_parameters)
+    return contender(settings.model).learning_rate(model.non_embedding_parameters)
 
 
 def _describe(settings: TrainSettings, corpus: Corpus, training: Training) -> dict[str, Any]:
@@ -251,11 +273,11 @@ def _describe(settings: TrainSettings, corpus: Corpus, training: Training) -> di
             "name": corpus.name,
             "fingerprint": corpus.fingerprint,
             "vocab_size": corpus.vocab_size,
-            "train_tokens": len(corpus.train),
-            "valid_tokens": len(corpus.valid),
+            "train_tokens": corpus.train_tokens,
+            "valid_tokens": corpus.valid_tokens,
         },
         "model": {
-            "config": training.model.config.to_dict(),
+            "config": document_of(training.model.config),
             "non_embedding_parameters": training.model.non_embedding_parameters,
             "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
         },

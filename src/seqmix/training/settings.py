@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from seqmix.data import check_context, is_task, natural_context
 from seqmix.errors import InputError, unknown_name
 from seqmix.models.sizing import parse_size
 
@@ -21,10 +22,10 @@ PARALLEL = ("none", "ddp", "fsdp")
 
 _SIZES = {"params", "tokens", "evaluate_tokens", "final_evaluate_tokens"}
 _AT_LEAST_ONE = _SIZES | {"context", "batch_size", "accumulate", "threads"}
-_POSITIVE = {"seconds", "learning_rate", "clip", "evaluate_every"}
+_POSITIVE = {"seconds", "learning_rate", "clip", "evaluate_every", "stop_at_accuracy"}
 _NOT_NEGATIVE = {"weight_decay", "checkpoint_every_seconds", "seed"}
-_SHARES = {"warmup_share", "min_lr_share", "evaluate_every"}
-MAY_CHANGE = {"out", "checkpoint_every_seconds", "tensorboard", "parallel"}
+_SHARES = {"warmup_share", "min_lr_share", "evaluate_every", "stop_at_accuracy"}
+MAY_CHANGE = {"out", "checkpoint_every_seconds", "tensorboard", "parallel", "imports"}
 """Settings that a resumed run may be given anew: they change no number, beyond the order of sums."""
 
 
@@ -33,7 +34,8 @@ class TrainSettings:
     """Everything that decides a training run. Wrong types and values raise an InputError that names the field.
 
     data, valid, tokenizer: the corpus, as `seqmix.data.load_corpus` takes them.
-    model, params, context, options: the model, as `seqmix.models.create_model` takes them.
+    model, params, context, options: the model, as `seqmix.models.create_model` takes them. The context may be left
+        out: it is then that of a synthetic task's rows, else 256.
     out: the run folder.
     tokens, seconds: the budget, exactly one: training tokens (whole batches, so slightly more may be
         read), or seconds spent in training steps (evaluations and checkpoints are not counted).
@@ -45,10 +47,13 @@ class TrainSettings:
     device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one.
     evaluate_every: the share of the budget between two evaluations. evaluate_tokens: about how many held-out
         tokens those read, spread evenly. final_evaluate_tokens: how many the last one reads. None: all of them.
+    stop_at_accuracy: an evaluation on the way that finds this accuracy of a synthetic task ends the training, whatever
+        is left of the budget; None spends all of it.
     checkpoint_every_seconds: wall-clock time between checkpoints.
     parallel: how the processes that torchrun started share the work: "ddp" (every one holds the model), "fsdp" (every
         one holds a shard of it), or "none"; None is ddp. One process alone has nothing to share.
     threads: CPU threads; None leaves torch's choice. init_from: a run whose weights are taken at the start.
+    imports: the files and modules that were imported for mixers of the user's own, for display: training imports none.
     """
 
     data: str
@@ -57,7 +62,7 @@ class TrainSettings:
     valid: str | None = None
     tokenizer: str = "bytes"
     params: int | None = None
-    context: int = 256
+    context: int = None  # type: ignore[assignment]  # filled in from the data
     options: dict[str, Any] = field(default_factory=dict)
     tokens: int | None = None
     seconds: float | None = None
@@ -77,12 +82,16 @@ class TrainSettings:
     evaluate_every: float = 0.25
     evaluate_tokens: int | None = 131072
     final_evaluate_tokens: int | None = None
+    stop_at_accuracy: float | None = None
     checkpoint_every_seconds: float = 60.0
     threads: int | None = None
     init_from: str | None = None
     tensorboard: bool = False
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.context is None:
+            object.__setattr__(self, "context", natural_context(self.data))
         hints = get_type_hints(type(self))
         for one in dataclasses.fields(self):
             value = _convert(one.name, getattr(self, one.name), hints[one.name])
@@ -92,6 +101,12 @@ class TrainSettings:
         if (self.tokens is None) == (self.seconds is None):
             raise InputError(
                 f"the budget is tokens={self.tokens}, seconds={self.seconds}: give one of --tokens and --seconds"
+            )
+        check_context(self.data, self.context)
+        if self.stop_at_accuracy is not None and not is_task(self.data):
+            raise InputError(
+                f"stop_at_accuracy is {self.stop_at_accuracy}, and {self.data!r} has no answers to count: "
+                "leave it out, or train on a synthetic task such as mqar"
             )
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
@@ -110,7 +125,7 @@ class TrainSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON and YAML can hold."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+        return {**dataclasses.asdict(self), "betas": list(self.betas), "imports": list(self.imports)}
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
@@ -136,10 +151,13 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             pass
     if name == "betas" and isinstance(value, list | tuple) and len(value) == 2:
         return tuple(_convert("each of betas", beta, float) for beta in value)
+    if name == "imports" and isinstance(value, list | tuple):
+        return tuple(str(place) for place in value)
     if name == "options" and isinstance(value, Mapping):
         return {str(key): option for key, option in value.items()}
     expected = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
-    word = {"betas": "a pair of numbers", "options": "a mapping"}.get(name) or expected[kind]
+    words = {"betas": "a pair of numbers", "options": "a mapping", "imports": "a list of names"}
+    word = words.get(name) or expected[kind]
     raise InputError(f"{name} is {value!r}: it must be {word}")
 
 

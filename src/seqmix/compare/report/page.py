@@ -12,6 +12,7 @@ from typing import Any
 
 from seqmix.compare.report import tables
 from seqmix.compare.results import Results
+from seqmix.compare.summary import is_task
 from seqmix.errors import SeqmixError
 from seqmix.training.durable import write_text
 
@@ -20,6 +21,7 @@ _DRAWN = (
     "seed",
     "status",
     "bits_per_byte",
+    "accuracy",
     "state_bytes",
     "decode_tokens_per_second",
     "prefill_tokens_per_second",
@@ -56,6 +58,9 @@ def render_report(results: Results) -> str:
         verdict=_verdict(results),
         overview=tables.overview(results),
         comparisons=tables.comparisons(results),
+        distances=tables.distances(results),
+        measure=_MEASURES[is_task(results)],
+        measured=tables.measure_name(results),
         matrices=tables.matrices(results),
         equality=tables.equality(results),
         runs=tables.runs(results),
@@ -71,6 +76,10 @@ def render_report(results: Results) -> str:
     )
 
 
+_MEASURES = {
+    False: "Bits per byte of held-out text: lower is better.",
+    True: "The share of right answers on held-out rows: higher is better.",
+}
 _ICON = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M1 1v14h14z" fill="#0072b2"/>'
     b'<path d="M1 7v8h8z" fill="#d55e00"/></svg>'
@@ -122,6 +131,7 @@ def _embedded(results: Results) -> str:
     document: dict[str, Any] = {
         "models": [entry["model"] for entry in results["models"]],
         "unit": results["prices"]["unit"],
+        "measure": "accuracy" if is_task(results) else "bits_per_byte",
         "context": results["settings"]["context"],
         "contenders": [{name: dict(contender)[name] for name in _DRAWN} for contender in results["contenders"]],
         "comparisons": results["comparisons"],

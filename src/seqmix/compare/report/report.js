@@ -49,14 +49,22 @@ function layout(x, y) {
   };
 }
 
+const words = {
+  bits_per_byte: ["bits per byte (lower is better)", "bits per byte, held-out"],
+  accuracy: ["accuracy (higher is better)", "accuracy, held-out"],
+};
+
 function quality() {
-  const models = data.models.filter((model) => finishedOf(model).some((one) => one.bits_per_byte !== null));
-  models.sort((a, b) => mean(finishedOf(b).map((o) => o.bits_per_byte)) - mean(finishedOf(a).map((o) => o.bits_per_byte)));
+  const key = data.measure;
+  const sign = key === "accuracy" ? -1 : 1;
+  const models = data.models.filter((model) => finishedOf(model).some((one) => one[key] !== null));
+  const reached = (model) => mean(finishedOf(model).map((one) => one[key]));
+  models.sort((a, b) => sign * (reached(b) - reached(a)));
   const traces = models.flatMap((model) => {
     const index = data.models.indexOf(model);
     const runs = finishedOf(model);
-    const scores = runs.map((one) => one.bits_per_byte);
-    const text = runs.map((one) => `${model}, seed ${one.seed}: ${one.bits_per_byte.toFixed(4)}`);
+    const scores = runs.map((one) => one[key]);
+    const text = runs.map((one) => `${model}, seed ${one.seed}: ${one[key].toFixed(4)}`);
     return [
       {
         x: scores, y: scores.map(() => model), text, hoverinfo: "text", mode: "markers", name: model,
@@ -69,7 +77,7 @@ function quality() {
       },
     ];
   });
-  const shape = layout({ title: { text: "bits per byte (lower is better)" } }, { type: "category" });
+  const shape = layout({ title: { text: words[key][0] } }, { type: "category" });
   shape.hovermode = "closest";
   return [traces, shape];
 }
@@ -100,7 +108,7 @@ function training() {
     const isFirst = finishedOf(one.model)[0] === one || !finishedOf(one.model).length;
     traces.push({
       x: against(one, values, x),
-      y: y === "held_out" ? values.bits_per_byte : values.loss.map((loss) => loss / Math.LN2),
+      y: y === "held_out" ? values[data.measure] : values.loss.map((loss) => loss / Math.LN2),
       name: isFirst ? one.model : `${one.model}, seed ${one.seed}`,
       legendgroup: one.model,
       showlegend: isFirst,
@@ -111,7 +119,7 @@ function training() {
       hovertemplate: `${one.model}, seed ${one.seed}: %{y:.3f}<extra></extra>`,
     });
   }
-  const unit = y === "held_out" ? "bits per byte, held-out" : "bits per token, training";
+  const unit = y === "held_out" ? words[data.measure][1] : "bits per token, training";
   return [traces, layout({ title: { text: axes[x] }, type: scale, exponentformat: "SI" }, { title: { text: unit } })];
 }
 

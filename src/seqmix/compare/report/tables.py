@@ -9,7 +9,16 @@ from typing import Any
 
 from seqmix.compare import units
 from seqmix.compare.results import Contender, MatrixImage, ModelSummary, Results
-from seqmix.compare.summary import by_context, common_contexts, finished, mean_of
+from seqmix.compare.summary import (
+    accuracy_by_octave,
+    by_context,
+    common_contexts,
+    finished,
+    is_task,
+    mean_of,
+    octave_name,
+    score,
+)
 
 HEADS_SHOWN = 4
 """Pictures beside each other in a row."""
@@ -31,7 +40,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> st
 
 
 def _ranked(results: Results) -> list[ModelSummary]:
-    return sorted(results["models"], key=lambda entry: (entry["bits_per_byte"] is None, entry["bits_per_byte"] or 0.0))
+    return sorted(results["models"], key=lambda entry: (score(entry) is None, score(entry) or 0.0))
 
 
 def _name(results: Results, model: str) -> str:
@@ -58,7 +67,12 @@ def overview(results: Results) -> str:
     ends = [contexts[0], contexts[-1]] if len(contexts) > 1 else contexts
     unit = html.escape(results["prices"]["unit"])
     columns: list[tuple[str, list[float | None], Any, bool]] = [
-        ("bits per byte", [_score(results, model) for model in models], lambda v: f"{v:.4f}", True),
+        (
+            measure_name(results),
+            [_reached(results, model) for model in models],
+            lambda v: f"{v:.4f}",
+            not is_task(results),
+        ),
         ("parameters", [mean_of(results, model, "parameters") for model in models], None, True),
         ("training", [mean_of(results, model, "train_seconds") for model in models], units.duration, True),
         (f"training {unit}", [mean_of(results, model, "train_money") for model in models], units.number, True),
@@ -83,8 +97,27 @@ def overview(results: Results) -> str:
     return _table(head, rows, "Overview") + '<p class="note">Means over the seeds; the best of a column is marked.</p>'
 
 
-def _score(results: Results, model: str) -> float | None:
-    return next(entry["bits_per_byte"] for entry in results["models"] if entry["model"] == model)
+def measure_name(results: Results) -> str:
+    """What the models are ranked by."""
+    return "accuracy" if is_task(results) else "bits per byte"
+
+
+def _reached(results: Results, model: str) -> float | None:
+    entry = next(entry for entry in results["models"] if entry["model"] == model)
+    return entry["accuracy"] if is_task(results) else entry["bits_per_byte"]
+
+
+def distances(results: Results) -> str:
+    """Accuracy by distance, where the task has distances: one row a model, one column an octave."""
+    lines = {entry["model"]: accuracy_by_octave(results, entry["model"]) for entry in _ranked(results)}
+    octaves = sorted({octave for line in lines.values() for octave in line})
+    rows = [
+        [_name(results, model), *(f"{line[octave]:.3f}" if octave in line else "–" for octave in octaves)]
+        for model, line in lines.items()
+        if line
+    ]
+    table = _table(["distance", *map(octave_name, octaves)], rows, "Accuracy by distance")
+    return f"<h3>Accuracy by distance</h3>{table}" if rows else ""
 
 
 def _field(results: Results, model: str) -> str:
@@ -100,16 +133,18 @@ def _field(results: Results, model: str) -> str:
 def comparisons(results: Results) -> str:
     """The differences of every pair with their intervals."""
     rows = []
+    sign = 1 if is_task(results) else -1
     for pair in results["comparisons"]:
         interval = "–"
         verdict = "one seed: no interval"
         if pair["low"] is not None and pair["high"] is not None:
-            interval = f"{-pair['high']:+.4f} to {-pair['low']:+.4f}"
+            low, high = sorted((sign * pair["low"], sign * pair["high"]))
+            interval = f"{low:+.4f} to {high:+.4f}"
             verdict = "separable" if pair["separable"] else "not separable"
         rows.append(
             [
                 f"{_name(results, pair['a'])} before {_name(results, pair['b'])}",
-                f"{-pair['difference']:+.4f}",
+                f"{sign * pair['difference']:+.4f}",
                 interval,
                 str(pair["seeds"]),
                 verdict,
@@ -120,8 +155,8 @@ def comparisons(results: Results) -> str:
     head = ["pair", "difference", "95 % interval", "seeds", ""]
     return (
         "<details><summary>Every pair, with its interval</summary>"
-        + _table(head, rows, "Differences in bits per byte")
-        + '<p class="note">Bits per byte by which the second is behind the first.</p></details>'
+        + _table(head, rows, f"Differences in {measure_name(results)}")
+        + f'<p class="note">By how much the second is behind the first, in {measure_name(results)}.</p></details>'
     )
 
 
@@ -200,8 +235,8 @@ def runs(results: Results) -> str:
     """One row a contender."""
     unit = html.escape(results["prices"]["unit"])
     head = [
-        "model", "seed", "status", "bits per byte", "best", "perplexity", "per word", "parameters", "with embedding",
-        "layers × width", "learning rate", "tokens", "FLOPs", "time", unit, "tokens/s", "memory",
+        "model", "seed", "status", measure_name(results), "best", "perplexity", "per word", "parameters",
+        "with embedding", "layers × width", "learning rate", "tokens", "FLOPs", "time", unit, "tokens/s", "memory",
     ]  # fmt: skip
     rows = [[_name(results, c["model"]), str(c["seed"]), _status(c), *_run_cells(c)] for c in results["contenders"]]
     return _table(head, rows, "All runs")
@@ -219,8 +254,8 @@ def _run_cells(contender: Contender) -> list[str]:
 
     rate = contender["learning_rate"]
     return [
-        fixed(contender["bits_per_byte"], 4),
-        fixed(contender["best_bits_per_byte"], 4),
+        fixed(contender["bits_per_byte"] if contender["accuracy"] is None else contender["accuracy"], 4),
+        fixed(contender["best_bits_per_byte"] if contender["accuracy"] is None else contender["best_accuracy"], 4),
         fixed(contender["perplexity"], 3),
         units.number(contender["word_perplexity"]),
         "–" if contender["parameters"] is None else units.count(contender["parameters"]),
@@ -255,12 +290,12 @@ def tuning(results: Results) -> str:
             f"{trial['learning_rate']:.2g}",
             units.number(trial["tokens"]),
             units.duration(trial["train_seconds"]),
-            "–" if trial["bits_per_byte"] is None else f"{trial['bits_per_byte']:.4f}",
+            "–" if (found := score(trial)) is None else f"{1 - found if is_task(results) else found:.4f}",
             "chosen" if trial["chosen"] else html.escape(trial["error"] or ""),
         ]
         for trial in results["tuning"]
     ]
-    head = ["model", "learning rate", "tokens", "time", "bits per byte", ""]
+    head = ["model", "learning rate", "tokens", "time", measure_name(results), ""]
     return f"<h3>Trials of learning rates</h3>{_table(head, rows, 'Trials')}" if rows else ""
 
 
@@ -268,8 +303,7 @@ def setting(results: Results) -> str:
     """Corpus, prices, hardware, versions, seeds and every setting."""
     corpus, environment = results["corpus"], results["environment"]
     entries: dict[str, Any] = {
-        "corpus": f"{corpus['name']}, {units.size(corpus['train_bytes'])} to train on, "
-        f"{units.size(corpus['valid_bytes'])} held out, tokens: {corpus['tokenizer']}",
+        "corpus": _corpus(results),
         "corpus fingerprint": corpus["fingerprint"],
         "tokens evaluated": corpus["evaluated_tokens"],
         "price": results["prices"],
@@ -282,6 +316,19 @@ def setting(results: Results) -> str:
     }
     rows = [[html.escape(key), f'<td class="text">{html.escape(_plain(value))}</td>'] for key, value in entries.items()]
     return _table(["", ""], rows, "Setting")
+
+
+def _corpus(results: Results) -> str:
+    corpus = results["corpus"]
+    if is_task(results):
+        train = (
+            "rows without end" if corpus["train_tokens"] is None else f"{units.count(corpus['train_tokens'])} tokens"
+        )
+        return f"{corpus['name']}, {train} to train on, {units.count(corpus['valid_tokens'])} tokens held out"
+    return (
+        f"{corpus['name']}, {units.size(corpus['train_bytes'])} to train on, "
+        f"{units.size(corpus['valid_bytes'])} held out, tokens: {corpus['tokenizer']}"
+    )
 
 
 def _plain(value: Any) -> str:
