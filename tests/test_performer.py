@@ -132,7 +132,7 @@ def test_inputs_of_any_size_are_exact_and_finite(size: float, causal: bool) -> N
     x = size * _normal(2, 23, DIM)
     y = mixer(x).y
     assert torch.isfinite(y).all()
-    q, k, v = mixer._over_time(x)
+    q, k, v = mixer._project(x)
     weights = torch.logsumexp(q[:, :, :, None] + k[:, :, None], dim=-1).masked_fill(~mixer.links(23), -torch.inf)
     expected = mixer.readout([weights.softmax(dim=-1) @ v], x)
     # An exponent of size E is off by E * eps, and so, relatively, is its exponential.

@@ -131,22 +131,18 @@ class Performer(Mixer):
         return None
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logarithms of the features of queries and keys (..., H, M), and values (..., H, K), in float32 or wider.
+        """Logarithms of the features of queries and keys, (batch, H, T, M), and values (batch, H, T, K).
 
-        An exponent that is off by 2^-8 of its size, as a 16-bit one may be, is a weight that is off by far more.
+        Of one token x (batch, D) without T. All in float32 or wider: an exponent that is off by 2^-8 of its size, as a
+        16-bit one may be, is a weight that is off by far more.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
-        parts = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = (part.to(wide) for part in parts)
+        heads = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = ((part.transpose(1, 2) if x.dim() == 3 else part).to(wide) for part in heads)
         directions = self.omega.to(wide).T * self.head_dim**-0.25
         half_norms = k.square().sum(dim=-1, keepdim=True) / (2 * math.sqrt(self.head_dim))
         with torch.autocast(x.device.type, enabled=False):
             return q @ directions, k @ directions - half_norms, v
-
-    def _over_time(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of a sequence, heads before time."""
-        q, k, v = self._project(x)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(
         self,
@@ -158,7 +154,7 @@ class Performer(Mixer):
     ) -> Mixed:
         placement = place(x, state, document_ids)
         runs, chunk = placement.runs if placement.packed else None, self.config.chunk
-        q, k, v = self._over_time(x)
+        q, k, v = self._project(x)
         if not self.config.causal:
             no_past(self, state)
             mixed = exponential_attention_both_ways(q, k, v, runs=runs, chunk=chunk)
@@ -194,7 +190,7 @@ class Performer(Mixer):
 
     def mixing(self, x: Tensor) -> list[Mixing]:
         """The estimated softmax matrix (batch, heads, time, source), which is what forward applies, and the values."""
-        q, k, v = self._over_time(x)
+        q, k, v = self._project(x)
         return [Mixing(exponential_weights(q, k, self.links(x.shape[1])).to(x.dtype), v.to(x.dtype))]
 
     def readout(self, mixed: list[Tensor], x: Tensor) -> Tensor:
