@@ -37,6 +37,7 @@ _BUILT_IN = {
     "pool": "seqmix.mixers.pool:Pool",
     "retnet": "seqmix.mixers.retention:RetNet",
     "rnn": "seqmix.mixers.gru_rnn:RNN",
+    "rwkv6": "seqmix.mixers.rwkv6:RWKV6",
     "rwkv6_channel_mix": "seqmix.mixers.rwkv_channel_mix:RWKV6ChannelMix",
     "rwkv7": "seqmix.mixers.rwkv7:RWKV7",
     "rwkv7_channel_mix": "seqmix.mixers.rwkv_channel_mix:RWKV7ChannelMix",

@@ -74,8 +74,8 @@ def delta_rule(
     if v.numel() == 0:
         return v.clone(), state.to(wide, copy=True)
     with torch.autocast(v.device.type, enabled=False):
-        inputs = (each.to(wide) for each in (r, log_decay, k, v, kappa, rate, state))
-        y, after = IMPLEMENTATIONS[implementation](*inputs, runs, chunk)
+        r, log_decay, k, v_, kappa, rate, state = (each.to(wide) for each in (r, log_decay, k, v, kappa, rate, state))
+        y, after = IMPLEMENTATIONS[implementation](r, log_decay, k, v_, kappa, rate, state, runs, chunk)
     return y.to(v.dtype), after
 
 

@@ -20,11 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def chunks_of(time: int, chunk: int) -> tuple[int, int]:
-    """(number of chunks, positions in each): as few as `chunk` allows, and as equal as can be."""
-    count = -(-time // chunk)
-    return count, -(-time // count)
+from seqmix.kernels.chunks import borders_of, chunks_of, join, split
 
 
 def flops(time: int, key_width: int, value_width: int, chunk: int) -> int:
@@ -51,20 +47,16 @@ def scan(
     """y (batch, time, heads, value width) and the state after the last position."""
     batch, time, heads, width = r_BTHK.shape
     count, length = chunks_of(time, chunk)
-    fill = count * length - time
-
-    def split(tensor: Tensor) -> Tensor:
-        """(batch, time, heads, n) to (chunks, batch * heads, positions, n); positions after the end are zero."""
-        padded = F.pad(tensor, (0, 0, 0, 0, 0, fill)) if fill else tensor
-        return padded.unflatten(1, (count, length)).permute(1, 0, 3, 2, 4).flatten(1, 2)
-
-    logs = split(log_decay_BTHK).cumsum(dim=2)
+    r, log_decay, k, v, kappa, rate = (
+        split(each, count, length) for each in (r_BTHK, log_decay_BTHK, k_BTHK, v_BTHV, kappa_BTHK, rate_BTHK)
+    )
+    v = v.contiguous()
+    logs = log_decay.cumsum(dim=2)
     shrinking, growing = logs.exp(), (-logs).exp()
     # The decays up to the position before.
     earlier = F.pad(shrinking[:, :, :-1], (0, 0, 1, 0), value=1.0)
-    k, v, kappa = split(k_BTHK), split(v_BTHV).contiguous(), split(kappa_BTHK)
-    queries = torch.cat([kappa * earlier, split(r_BTHK) * shrinking], dim=2)
-    keys = torch.cat([k * growing, kappa * split(rate_BTHK) * growing], dim=2)
+    queries = torch.cat([kappa * earlier, r * shrinking], dim=2)
+    keys = torch.cat([k * growing, kappa * rate * growing], dim=2)
     strict = torch.ones(length, length, dtype=torch.bool, device=v.device).tril(-1)
     linked = torch.cat([strict, strict | torch.eye(length, dtype=torch.bool, device=v.device)]).repeat(1, 2)
     scores = queries @ keys.transpose(2, 3)
@@ -73,7 +65,7 @@ def scan(
         scores = scores.masked_fill(~linked, 0.0)
         leaving = keys * kept
     else:
-        within, from_start, to_end, whole = _borders(runs_BT, count, length, heads)
+        within, from_start, to_end, whole = borders_of(runs_BT, count, length, heads)
         scores = scores.masked_fill(~(linked & within.repeat(1, 1, 2, 2)), 0.0)
         queries = queries * from_start.repeat(1, 1, 2, 1)
         leaving = keys * kept * to_end.repeat(1, 1, 2, 1)
@@ -99,18 +91,4 @@ def scan(
         states.append(state)
         state = torch.baddbmm(torch.addcmul(added_j, kept_j, state), leaving_j, from_j @ state, alpha=-1)
     y = answered_inside + answered_from @ torch.stack(states)
-    y_BTHV = y.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :time]
-    return y_BTHV, state.transpose(1, 2).unflatten(0, (batch, heads))
-
-
-def _borders(runs_BT: Tensor, count: int, length: int, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which pairs of a chunk are of one document, which positions continue the state, which reach the end, and both.
-
-    (chunks, batch * heads, positions, positions), twice (..., positions, 1) and (..., 1, 1).
-    """
-    fill = count * length - runs_BT.shape[1]
-    padded = torch.cat([runs_BT, runs_BT[:, -1:].expand(-1, fill)], dim=1)
-    runs = padded.unflatten(1, (count, length)).transpose(0, 1).repeat_interleave(heads, dim=1)[..., None]
-    last = runs[:, :, -1:]
-    carried = torch.cat([torch.zeros_like(last[:1]), last[:-1]])
-    return runs == runs.transpose(2, 3), runs == carried, runs == last, last == carried
+    return join(y, batch, time), state.transpose(1, 2).unflatten(0, (batch, heads))

@@ -34,8 +34,8 @@ def scan(
     for t in range(r_BTHK.shape[1]):
         if starts_BT is not None:
             state_BHVK = state_BHVK.masked_fill(starts_BT[:, t, None, None, None], 0.0)
-        inputs = (each[:, t] for each in (r_BTHK, decay_BTHK, k_BTHK, v_BTHV, kappa_BTHK, replaced_BTHK))
-        y_BHV, state_BHVK = step(*inputs, state_BHVK)
+        now = (r_BTHK[:, t], decay_BTHK[:, t], k_BTHK[:, t], v_BTHV[:, t])
+        y_BHV, state_BHVK = step(*now, kappa_BTHK[:, t], replaced_BTHK[:, t], state_BHVK)
         outputs.append(y_BHV)
     return torch.stack(outputs, dim=1), state_BHVK
 
