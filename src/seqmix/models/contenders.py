@@ -16,6 +16,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ AS_IS = "as_is"
 AnyConfig = SeqmixConfig | PreTrainedConfig
 LanguageModel = SeqmixForCausalLM | HuggingFaceModel
 
-_OPTIONS = re.compile(rf"(?P<base>.+?)(?P<options>(?::(?:{AS_IS}|[A-Za-z_]\w*=[^:]*))*)", re.DOTALL)
+_OPTION = re.compile(rf"{AS_IS}|[A-Za-z_]\w*=[^:]*")
 VOCABULARY = 258
 _LENGTHS = ("context", "length", "max_length")
 """What mixers call the longest sequence that they are made for."""
@@ -89,12 +90,11 @@ def contender(name: str) -> Contender:
     Raises:
         InputError: nothing is called so, or what is cannot take part; the sentence says why.
     """
-    match = _OPTIONS.fullmatch(name.strip())
-    if match is None:
+    base, words = _split(name.strip())
+    if not base:
         raise InputError(f"model {name!r} has no name: choose one of seqmix list, mixer:NAME or hf:CONFIG")
-    words = [word for word in match["options"].split(":") if word]
     options = {key: _value(name, text) for key, _, text in (word.partition("=") for word in words if word != AS_IS)}
-    base, as_is = match["base"], AS_IS in words
+    as_is = AS_IS in words
     if base.startswith(PREFIX):
         hugging_face = HuggingFaceFamily.of(base.removeprefix(PREFIX), base)
         # Refuses what is not causal before anything is planned.
@@ -135,7 +135,25 @@ def check_contenders(names: Sequence[str]) -> None:
 
 def split_names(text: str) -> tuple[str, ...]:
     """Names with commas between them; commas inside of brackets belong to a value."""
-    return tuple(word.strip() for word in re.split(r",(?![^\[{(]*[\]})])", text) if word.strip())
+    names, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth <= 0:
+            names.append("")
+        else:
+            names[-1] += letter
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _split(name: str) -> tuple[str, list[str]]:
+    """(what is named, its options): the options behind colons at the end, unless they are a path's own."""
+    base, words = name, list[str]()
+    while ":" in base and not (base.startswith(PREFIX) and Path(base.removeprefix(PREFIX)).exists()):
+        rest, _, word = base.rpartition(":")
+        if _OPTION.fullmatch(word) is None:
+            break
+        base, words = rest, [word, *words]
+    return base, words
 
 
 def _value(name: str, text: str) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seqmix.mixer import Mixer
+from seqmix.models.huggingface import HuggingFaceModel
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
@@ -17,12 +18,11 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
     """The trainable parameters by name: (decayed, left alone).
 
     Left alone are biases, norms, embeddings, everything with one dimension, and what a mixer's
-    `no_decay` names, or what transformers marks so. A parameter that two modules share is listed once.
+    or a model of Hugging Face's `no_decay` names. A parameter that two modules share is listed once.
     """
-    # transformers marks the parameters of its state-space models that decay would harm.
-    alone = {id(parameter) for parameter in model.parameters() if getattr(parameter, "_no_weight_decay", False)}
+    alone: set[int] = set()
     for module in model.modules():
-        if isinstance(module, Mixer):
+        if isinstance(module, Mixer | HuggingFaceModel):
             named = dict(module.named_parameters())
             alone.update(id(named[name]) for name in module.no_decay())
         elif isinstance(module, (nn.Embedding, *_NORMS)):

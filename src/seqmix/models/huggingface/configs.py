@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from seqmix.errors import InputError, unknown_name
@@ -77,7 +78,7 @@ _WIDTHS = (
 
 def model_types() -> list[str]:
     """The types that transformers has a causal language model for."""
-    return sorted(kind for kind in CONFIG_MAPPING if CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING)
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def read_given(place: str) -> tuple[str, dict[str, Any]]:

@@ -202,6 +202,11 @@ class HuggingFaceModel(nn.Module):
         """The bytes of the cache after `context` tokens, by the formula of `costs.py`."""
         return batch * self.counts.state_bytes(context)
 
+    def no_decay(self) -> set[str]:
+        """What weight decay must leave alone beside biases and norms: the decays and steps of state spaces."""
+        names = {name for name, _ in self.named_parameters()}
+        return {name for name in names if name.rpartition(".")[2] in ("A_log", "D", "dt_bias")}
+
     def tie_weights(self) -> None:
         """Makes the head's table the embedding's again, where the config says so."""
         self.inner.tie_weights()
