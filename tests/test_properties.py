@@ -67,6 +67,11 @@ def test_polynomials_are_written_as_people_write_them() -> None:
     assert str(found.leading()) == "2n²d + 8nd²"
     assert (found.degree("n"), found.degree("d")) == (2, 2)
     assert str(Polynomial(symbols=("n",), terms={})) == "0"
+    kernels: Mapping[tuple[int, ...], Fraction] = {(2, 1): Fraction(1), (2, 0): Fraction(3), (1, 0): Fraction(5)}
+    assert str(Polynomial(symbols=("d", "K"), terms=kernels).leading()) == "d²K"
+    assert str(Polynomial(symbols=("d", "K"), terms=kernels).leading(small=["K"])) == "d²K + 3d²"
+    gates: Mapping[tuple[int, ...], Fraction] = {(2, 0): Fraction(4), (1, 1): Fraction(1), (1, 0): Fraction(1)}
+    assert str(Polynomial(symbols=("d", "K"), terms=gates).leading(small=["K"])) == "4d² + dK"
 
 
 def test_exponents() -> None:

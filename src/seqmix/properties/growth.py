@@ -37,16 +37,25 @@ class Polynomial:
             Fraction(0),
         )
 
-    def leading(self) -> Polynomial:
-        """The terms that no other outgrows in every variable: those that matter when all are large."""
-        kept = {
-            powers: c
-            for powers, c in self.terms.items()
-            if not any(
-                other != powers and all(b >= a for a, b in zip(powers, other, strict=True)) for other in self.terms
-            )
-        }
+    def leading(self, small: Sequence[str] = ()) -> Polynomial:
+        """The terms that no other outgrows: those that matter when all variables are large.
+
+        Of the `small` variables it is not known whether they are: a term is left out only if it is outgrown both when
+        they grow with the others and when they stay.
+        """
+        outgrown = self._outgrown(self.symbols) & self._outgrown([s for s in self.symbols if s not in small])
+        kept = {powers: c for powers, c in self.terms.items() if powers not in outgrown}
         return Polynomial(symbols=self.symbols, terms=kept)
+
+    def _outgrown(self, growing: Sequence[str]) -> set[tuple[int, ...]]:
+        """The terms beside which another one has no lower power of any growing variable, and a higher one of some."""
+        places = [self.symbols.index(symbol) for symbol in growing]
+        growth = {powers: [powers[place] for place in places] for powers in self.terms}
+        return {
+            powers
+            for powers, own in growth.items()
+            if any(other != own and all(b >= a for a, b in zip(own, other, strict=True)) for other in growth.values())
+        }
 
     def degree(self, symbol: str) -> int:
         """The highest power of a variable; 0 where it does not occur."""

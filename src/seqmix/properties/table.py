@@ -39,7 +39,7 @@ class Growth:
 
     def __str__(self) -> str:
         has_terms = self.polynomial is not None and (self.polynomial.terms or not self.extra)
-        parts = [str(self.polynomial.leading())] if self.polynomial is not None and has_terms else []
+        parts = [str(self.polynomial.leading(small=["K"]))] if self.polynomial is not None and has_terms else []
         parts += [self.extra] if self.extra else []
         return " + ".join(parts) or "~" + _power("n", self.in_time) + _power("d", self.in_width)
 
