@@ -13,10 +13,10 @@ memory it may take is a goal that is not measured, with the reason beside it.
 
 from __future__ import annotations
 
-import json
-import subprocess
+import multiprocessing
 import sys
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -37,41 +37,49 @@ LEAST, AIM = 2.3, 2.1
 """Ratios: 2 is linear, and pages and libraries' own buffers add a little."""
 
 
-def measure_here(name: str, dim: int, length: int, backward: bool, threads: int) -> dict[str, float]:
-    """Seconds and bytes at most of one forward."""
+def measure_here(answer: Connection, name: str, dim: int, length: int, backward: bool, threads: int) -> None:
+    """Sends the seconds and the bytes at most of one forward, or the reason why there are none."""
     if sys.platform == "linux":
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    mixer = mixer_of_length(name, dim, length)
-    x = torch.randn(1, length, dim)
-    with torch.set_grad_enabled(backward):
-        mixer(x[:, :WARM_POSITIONS])
-        memory = PeakMemory(CPU)
-        start = time.perf_counter()
-        y = mixer(x).y
-        if backward:
-            y.sum().backward()
-        seconds = time.perf_counter() - start
-        peak = memory.peak()
-    assert bool(torch.isfinite(y).all())
-    return {"peak": peak, "seconds": seconds}
-
-
-def measure(name: str, dim: int, length: int, backward: bool, threads: int) -> dict[str, Any]:
-    """The same in a new process; or {"reason": sentence}."""
-    given = json.dumps([name, dim, length, backward, threads])
-    command = [sys.executable, __file__, "--measure", given]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MOST_SECONDS)
-    except subprocess.TimeoutExpired:
-        return {"reason": f"not done after {MOST_SECONDS} s"}
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        return {"reason": lines[-1] if lines else f"its process ended with status {done.returncode}"}
-    return json.loads(done.stdout.splitlines()[-1])
+        mixer = mixer_of_length(name, dim, length)
+        x = torch.randn(1, length, dim)
+        with torch.set_grad_enabled(backward):
+            mixer(x[:, :WARM_POSITIONS])
+            memory = PeakMemory(CPU)
+            start = time.perf_counter()
+            y = mixer(x).y
+            if backward:
+                y.sum().backward()
+            seconds = time.perf_counter() - start
+        answer.send({"peak": memory.peak(), "seconds": seconds, "is_finite": bool(torch.isfinite(y).all())})
+    except (MemoryError, RuntimeError) as error:
+        answer.send({"reason": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+
+
+def measure(name: str, *size: Any) -> dict[str, Any]:
+    """The same from a new process, which a server that has imported everything forks where there are forks."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(["seqmix.bench.timing", "seqmix.properties", "seqmix.training.memory", "shared"])
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=measure_here, args=(there, name, *size))
+    process.start()
+    there.close()
+    try:
+        if not here.poll(MOST_SECONDS):
+            process.kill()
+            return {"reason": f"not done after {MOST_SECONDS} s"}
+        return here.recv()
+    except EOFError:
+        process.join()
+        return {"reason": f"its process ended with status {process.exitcode}"}
+    finally:
+        process.join()
 
 
 def is_quadratic(name: str, dim: int) -> bool:
@@ -85,11 +93,7 @@ def main() -> None:
     parser.add_argument("--time", type=int, default=None, help="positions [65536]")
     parser.add_argument("--dim", type=int, default=32)
     parser.add_argument("--backward", action="store_true", help="with the gradients and the backward pass")
-    parser.add_argument("--measure", default=None, help="what a process of its own is asked")
     given = parser.parse_args()
-    if given.measure is not None:
-        print(json.dumps(measure_here(*json.loads(given.measure))))
-        return
     length = given.time or (8192 if given.quick else 65536)
     threads = given.threads or torch.get_num_threads()
     names = given.mixers.split(",") if given.mixers else list_mixers()
@@ -102,6 +106,8 @@ def main() -> None:
                 continue
             found = {at: measure(name, given.dim, at, given.backward, threads) for at in (length // 2, length)}
             reason = next((side["reason"] for side in found.values() if "reason" in side), None)
+            if not all(side.get("is_finite", True) for side in found.values()):
+                reason = "its output is not finite"
             ratio = None if reason else found[length]["peak"] / max(found[length // 2]["peak"], 1)
             rows.append({"mixer": name, "ratio": ratio, "reason": reason, "sides": found})
     goals = [
