@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from seqmix.cli.main import main
+from seqmix.cli.output import progress
+from seqmix.compare.report.page import render_report
+from seqmix.compare.run import run_comparison
+from seqmix.compare.settings import CompareSettings
+from seqmix.compare.terminal import print_results
 from seqmix.data import IGNORED, TASKS, ExampleStore, Task, load_corpus, open_stream, parse_task
 from seqmix.data.synthetic import ExampleStream, open_task
 from seqmix.data.synthetic.mqar import MQAR
 from seqmix.errors import InputError
+from seqmix.evaluation import evaluate
+from seqmix.models import create_model
+from seqmix.training import TrainSettings, read_metrics, train
 
 Row = list[str]
 Answers = dict[int, str]
@@ -393,3 +404,150 @@ def test_fingerprints_tell_tasks_apart() -> None:
         parse_task("mqar:pairs=5")
     )
     assert json.dumps(parse_task("agreement").options())
+
+
+SIZES: dict[str, Any] = {"model": "gated_conv", "params": "10k", "batch_size": 8, "device": "cpu", "threads": 1}
+
+
+def test_only_answers_are_trained_on_and_scored() -> None:
+    """The loss of a batch is the mean over its answers, as float64 logits give it, and so are the accuracies."""
+    corpus = load_corpus("agreement:length=24,furthest=8,valid=40")
+    model = create_model("gated_conv", vocab_size=corpus.vocab_size, params="10k", context=24).double()
+    found = evaluate(model, corpus.valid, context=24, batch_size=7)
+    assert isinstance(corpus.valid, ExampleStore)
+    rows = corpus.valid.read(np.arange(40))
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(rows.tokens)).logits
+    targets = torch.from_numpy(rows.targets)
+    asked = targets != IGNORED
+    right = logits.argmax(-1) == targets
+    torch.testing.assert_close(
+        found.loss, torch.nn.functional.cross_entropy(logits[asked], targets[asked]).item(), rtol=1e-12, atol=0
+    )
+    assert found.answers is not None
+    assert found.tokens == asked.sum()
+    assert found.accuracy == pytest.approx(right[asked].double().mean().item())
+    assert found.answers.example_accuracy == pytest.approx((right | ~asked).all(1).double().mean().item())
+    distances = torch.from_numpy(rows.distances)
+    expected = {
+        distance: right[distances == distance].double().mean().item() for distance in distances[asked].unique().tolist()
+    }
+    assert found.answers.accuracy_by_distance == pytest.approx(expected)
+    assert np.mean(found.answers.error_by_block) == pytest.approx(1 - found.answers.accuracy, abs=0.05)
+    assert found.bits_per_byte is found.word_perplexity is found.bytes is found.words is None
+    document = json.loads(json.dumps(found.to_dict()))
+    assert document["accuracy"] == found.accuracy
+    assert set(document["accuracy_by_distance"]) == {str(distance) for distance in expected}
+
+
+def test_a_part_of_the_answers_is_spread_over_the_rows() -> None:
+    corpus = load_corpus("mqar:length=16,pairs=2,vocab=32,valid=100")
+    model = create_model("gated_conv", vocab_size=32, params="10k", context=16)
+    assert evaluate(model, corpus.valid, context=16, max_tokens=60).tokens == 60
+    assert evaluate(model, corpus.valid, context=16).tokens == 200
+    with pytest.raises(InputError, match="give --context 16"):
+        evaluate(model, corpus.valid, context=32)
+
+
+def test_a_solved_task_stops_and_stays_solved(tmp_path: Path) -> None:
+    """Any answer right is accuracy enough here: the first evaluation ends the training."""
+    data = "majority:length=16,examples=400,valid=50"
+    settings = TrainSettings(
+        data=data, tokens=40 * 8 * 16, evaluate_every=0.1, stop_at_accuracy=0.02, out=str(tmp_path / "run"), **SIZES
+    )
+    assert settings.context == 16
+    messages: list[str] = []
+    result = train(settings, message=messages.append)
+    assert result.status == "finished"
+    assert result.is_solved
+    assert result.steps < 40
+    assert result.accuracy is not None
+    assert result.accuracy >= 0.02
+    assert result.bits_per_byte is result.best_bits_per_byte is None
+    assert any(text.startswith("solved at step") for text in messages)
+    # Taken up again before the result was written, it has nothing more to train.
+    (tmp_path / "run" / "result.json").unlink()
+    again = train(settings, resume=True, message=messages.append)
+    assert (again.steps, again.accuracy, again.is_solved) == (result.steps, result.accuracy, True)
+    found = read_metrics(tmp_path / "run" / "metrics.jsonl", "evaluation")
+    assert all("accuracy" in record and record["bits_per_byte"] is None for record in found)
+
+
+def test_a_run_of_a_task_is_evaluated_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    train(TrainSettings(data="mqar:length=16,pairs=2,vocab=32,valid=40", tokens=500, out=run, **SIZES))
+    assert main(["eval", run, "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert 0 <= own["accuracy"] <= 1
+    assert own["bits_per_byte"] is None
+    assert own["tokens"] == 80
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["eos_token_id"] == 0
+    assert main(["eval", run, "--data", "mqar:length=32,pairs=2,vocab=32,valid=40", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["context"] == 32
+    assert main(["eval", run]) == 0
+    assert "whole rows right" in capsys.readouterr().out
+    for words, told in (
+        (["--sliding"], "whose rows are read as a whole"),
+        (["--data", "mqar:vocab=34"], "does not have word 16"),
+        (["--context", "64"], "give --context 16"),
+    ):
+        assert main(["eval", run, *words]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"context": 32}, "leave --context out, or give --context 64"),
+        ({"stop_at_accuracy": 1.5}, "stop_at_accuracy is 1.5"),
+        ({"stop_at_accuracy": 0.9, "data": "python-stdlib"}, "has no answers to count"),
+    ],
+)
+def test_training_settings_that_do_not_go_with_a_task(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        TrainSettings(**{"data": "mqar", "tokens": 1000, "out": "x", **SIZES, **changes})
+
+
+def test_a_comparison_speaks_of_accuracy(tmp_path: Path) -> None:
+    settings = CompareSettings(
+        data="agreement:length=24,furthest=8,valid=40",
+        models=("transformer", "gated_conv"),
+        params="10k",
+        budget="tokens=2k",
+        batch_size=8,
+        stop_at_accuracy=0.999,
+        speed_seconds=0.1,
+        threads=1,
+        device="cpu",
+    )
+    with progress("compare") as display:
+        results = run_comparison(settings, tmp_path / "out", display)
+    assert results["status"] == "finished"
+    for contender in results["contenders"]:
+        assert contender["status"] == "finished"
+        assert contender["bits_per_byte"] is contender["best_bits_per_byte"] is contender["word_perplexity"] is None
+        assert contender["accuracy"] is not None
+        assert contender["evaluations"] is not None
+        assert contender["evaluations"]["accuracy"][-1] == contender["accuracy"]
+        assert contender["accuracy_by_distance"]
+        assert len(contender["error_by_block"]) == 32
+    for entry in results["models"]:
+        assert entry["bits_per_byte"] is None
+        assert entry["accuracy"] == entry["lowest"] == entry["highest"]
+    first = max(results["models"], key=lambda entry: entry["accuracy"] or 0.0)
+    assert f"an accuracy of {first['accuracy']:.3f}" in results["verdict"][0]
+    assert not any("bits per byte" in sentence for sentence in results["verdict"])
+    assert results["corpus"]["train_bytes"] is results["corpus"]["train_tokens"] is None
+    screen = Console(width=100, record=True, file=io.StringIO())
+    print_results(results, screen)
+    text = screen.export_text()
+    assert "accuracy" in text
+    assert "Accuracy by distance" in text
+    assert "4 to 7" in text
+    assert "bits/byte" not in text
+    page = render_report(results)
+    assert "Accuracy by distance" in page
+    assert '"measure": "accuracy"' in page
+    assert "Bits per byte of held-out text" not in page

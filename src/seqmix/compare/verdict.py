@@ -34,9 +34,11 @@ def _quality(results: Results, models: list[str]) -> list[str]:
     ranked = [entry for entry in results["models"] if score(entry) is not None]
     ranked.sort(key=lambda entry: score(entry) or 0.0)
     best = ranked[0]
-    reached = f"{best['bits_per_byte']:.3f} bits per byte"
-    if best["accuracy"] is not None:
-        reached = f"an accuracy of {best['accuracy']:.3f}"
+    reached = (
+        f"{best['bits_per_byte']:.3f} bits per byte"
+        if best["accuracy"] is None
+        else f"an accuracy of {best['accuracy']:.3f}"
+    )
     if len(ranked) == 1:
         return [f"{best['model']} is the only model that finished: {reached}."]
     seeds = len({contender["seed"] for contender in finished(results)})

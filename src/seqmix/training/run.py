@@ -238,13 +238,24 @@ def _create_model(settings: TrainSettings, corpus: Corpus, stored: dict[str, Any
         if isinstance(config, SeqmixConfig):
             require_mixers(config, stored["settings"].get("imports", []), f"the run in {settings.out!r}")
         return make_model(config)
-    return create_model(
+    model = create_model(
         settings.model,
         vocab_size=corpus.vocab_size,
         params=settings.params,
         context=settings.context,
         **settings.options,
     )
+    if corpus.task is not None:
+        # The config's own are those of bytes, which the vocabulary of a task need not reach.
+        words = corpus.tokenizer
+        model.config.update(
+            {
+                "bos_token_id": words.bos_token_id,
+                "eos_token_id": words.eos_token_id,
+                "pad_token_id": words.pad_token_id,
+            }
+        )
+    return model
 
 
 def _start_from(folder: str | None, model: LanguageModel) -> None:
