@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from seqmix.kernels.long_conv import block_length, long_conv, tile_length
 from seqmix.kernels.long_conv.fft import smooth_length
 from seqmix.mixer import Mixer
 from seqmix.mixers import create_mixer
+from seqmix.mixers.slots import widen
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:
@@ -155,6 +157,35 @@ def test_rows_at_different_positions_go_on_as_each_alone() -> None:
     piece = torch.stack([x[row, starts[row] : starts[row] + 20] for row in order])
     wanted = torch.stack([expected[row, starts[row] : starts[row] + 20] for row in order])
     torch.testing.assert_close(mixer(piece, copy).y, wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_state_with_other_slots_begins_a_new_block() -> None:
+    """As where a captured graph's buffers have more slots than the state that they take over."""
+    mixer = _mixer("global_conv", 3, length=512)
+    x = _normal(1, 150, 3).float()
+    expected = mixer(x).y
+    _, state = _run(mixer, x[:, :70], mixer.init_state(1, 128))
+    assert state.read > 0
+    wider = dataclasses.replace(state, stored=tuple(widen(part, 512) for part in state.stored))
+    assert wider.read == 0
+    assert wider.pending[0].shape[1] == block_length(512)
+    y, _ = _run(mixer, x[:, 70:], wider)
+    torch.testing.assert_close(y, expected[:, 70:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gated_global_conv", "hyena", "gated_modal_conv"])
+def test_autocast_keeps_the_convolution_wide(name: str) -> None:
+    """Under autocast the projections are rounded and the long sums are not; gradients reach everything."""
+    mixer = _mixer(name, 8)
+    x = _normal(2, 300, 8).float()
+    expected = mixer(x).y
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = mixer(x).y
+        y.float().square().sum().backward()
+    assert all(parameter.grad is not None for parameter in mixer.parameters())
+    # A few roundings one after another; a sum of 300 terms in bfloat16 would lose far more.
+    assert float((y - expected).detach().norm() / expected.detach().norm()) < 4 * 2**-8
 
 
 @torch.no_grad()

@@ -171,7 +171,8 @@ class ModalSequence:
         runs = self.placement.runs if self.placement.packed else None
         form = scan_by_step if u.dtype == torch.float64 else scan
         before = self.state.hidden[stream]
-        y, hidden = form(u.to(wide), self.filter.modes(stream), before.to(wide), runs)
+        with torch.autocast(u.device.type, enabled=False):
+            y, hidden = form(u.to(wide), self.filter.modes(stream), before.to(wide), runs)
         self.hidden.append(hidden.to(before.dtype))
         return (y + u * self.filter.skip[stream]).to(u.dtype)
 

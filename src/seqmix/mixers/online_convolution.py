@@ -41,10 +41,23 @@ class LongConvState(SlotState):
     pending: for each stream (batch, block, channels) in float32 or wider, what inputs before the last `NEAR`
         positions send to the positions of the present block; see `kernels.long_conv.online`.
     read: how many positions of the block were read; with 0 `pending` holds nothing and is formed anew.
+
+    A block of another length than the slots ask for gives way to one that has yet to begin.
     """
 
-    pending: tuple[Tensor, ...]
-    read: int
+    pending: tuple[Tensor, ...] = ()
+    read: int = 0
+
+    def __post_init__(self) -> None:
+        block = block_length(self.slots)
+        if [part.shape[1] for part in self.pending] != [block] * len(self.stored):
+            self.read = 0
+            self.pending = tuple(
+                tensor.new_zeros(
+                    (len(tensor), block, tensor.shape[3]), dtype=torch.promote_types(tensor.dtype, torch.float32)
+                )
+                for tensor in self.stored
+            )
 
     def cat(self, *others: Self) -> Self:
         states = (self, *others)
@@ -53,7 +66,7 @@ class LongConvState(SlotState):
         if len(sizes) == 1:
             pending = tuple(torch.cat(parts) for parts in zip(*(state.pending for state in states), strict=True))
             return type(self)(**vars(inputs), pending=pending, read=self.read)
-        return type(self)(**vars(inputs), pending=_empty_block(inputs), read=0)
+        return type(self)(**vars(inputs))
 
 
 class TapFilter(LongFilter):
@@ -78,7 +91,7 @@ class TapFilter(LongFilter):
             device=parameter.device if device is None else device,
             dtype=dtype or parameter.dtype,
         )
-        return _with_new_block(inputs)
+        return LongConvState(**vars(inputs))
 
     def begin(self, state: State | None, placement: Placement, capacity: int | None) -> SequencePass:
         return SequencePass(self, _long_state(state), placement, capacity)
@@ -146,7 +159,7 @@ class SequencePass:
             kept = full if state is None else full.to(state.stored[stream].dtype)
             stored.append(_placed(kept, placement.position, shortest == longest == full.shape[1], slots))
         inputs = SlotState(placement.position, placement.document, tuple(stored), shortest, longest, grows)
-        return _with_new_block(inputs)
+        return LongConvState(**vars(inputs))
 
 
 class TokenPass:
@@ -269,7 +282,7 @@ def _with_room(state: LongConvState, length: int) -> LongConvState:
         return LongConvState(**vars(inputs), pending=state.pending, read=state.read)
     more = min(length, max(longest + 1, slots + slots // 2, FIRST_GROWTH))
     inputs.stored = tuple(widen(tensor, more) for tensor in state.stored)
-    return _with_new_block(inputs)
+    return LongConvState(**vars(inputs))
 
 
 def _bounds(position: Tensor, shortest: int, longest: int) -> tuple[int, int]:
@@ -282,19 +295,6 @@ def _bounds(position: Tensor, shortest: int, longest: int) -> tuple[int, int]:
 
 def _slots_of(state: SlotState) -> SlotState:
     return SlotState(state.position, state.document, state.stored, state.shortest, state.longest, state.grows)
-
-
-def _with_new_block(inputs: SlotState) -> LongConvState:
-    """A state of these inputs whose block has yet to begin."""
-    return LongConvState(**vars(inputs), pending=_empty_block(inputs), read=0)
-
-
-def _empty_block(inputs: SlotState) -> tuple[Tensor, ...]:
-    block = block_length(inputs.slots)
-    return tuple(
-        tensor.new_zeros((len(tensor), block, tensor.shape[3]), dtype=torch.promote_types(tensor.dtype, torch.float32))
-        for tensor in inputs.stored
-    )
 
 
 def _long_state(state: State | None) -> LongConvState | None:
