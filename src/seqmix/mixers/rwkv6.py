@@ -156,8 +156,9 @@ class RWKV6(Mixer):
         return F.silu(self.gate(blends["g"]))
 
     def _project(self, blends: Mapping[str, Tensor]) -> _Projected:
-        log_decay = self.decay(blends["w"])
-        log_decay = -torch.exp(log_decay.to(torch.promote_types(log_decay.dtype, torch.float32)))
+        speed = self.decay(blends["w"])
+        # exp(-exp(7)) is 0 in float64 too; without a bound the gradient of what overflows would be NaN.
+        log_decay = -torch.exp(speed.to(torch.promote_types(speed.dtype, torch.float32)).clamp(max=7.0))
         parts = (self.receptance(blends["r"]), log_decay, self.key(blends["k"]), self.value(blends["v"]))
         return _Projected(*(part.unflatten(-1, (self.num_heads, self.head_dim)) for part in parts))
 
