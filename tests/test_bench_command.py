@@ -181,6 +181,19 @@ def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["memory"]["expected"] == pytest.approx(1, abs=0.01)
 
 
+def test_scaling_of_patterns(capsys: pytest.CaptureFixture[str]) -> None:
+    models = "attention,attention:window(16, dilation=2),attention:window(9)|global_(2)"
+    document = bench_here(capsys, "scaling", "--models", models, "--contexts", "16,512,1k,2k", "--rounds", "1")
+    check_frame(document, "scaling")
+    expected = {row["mixer"]: row["time"]["expected"] for row in document["rows"]}
+    assert list(expected) == ["attention", "attention:window(16, dilation=2)", "attention:window(9)|global_(2)"]
+    full, *sparse = expected.values()
+    assert all(value == pytest.approx(1, abs=0.03) for value in sparse)
+    assert full > 1.3
+    for row in document["rows"][2:]:
+        assert row["memory"]["value"] == pytest.approx(1, abs=0.25)
+
+
 def test_env(capsys: pytest.CaptureFixture[str]) -> None:
     document = bench_here(capsys, "--env")
     assert document["threads"] == 1
@@ -266,6 +279,8 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
         (("decode", "--engines", "onx"), "did you mean 'onnx'"),
         (("decode", "--precision", "bfloat16"), "measured in float32 alone"),
         (("scaling", "--models", "atention"), "did you mean 'attention'"),
+        (("scaling", "--models", "attention:windo(3)"), "did you mean 'window'"),
+        (("scaling", "--models", "pool:window(3)"), "unknown option of mixer 'pool' 'pattern'"),
         (("scaling", "--contexts", "128"), "needs at least two"),
         (("kernels", "--sizes", "8x8"), "size '8x8' is not a convolution"),
         (("kernels", "--threads", "0"), "threads is 0"),

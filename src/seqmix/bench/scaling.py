@@ -1,6 +1,7 @@
 """How time and memory of each mixer grow with the context: measured, with the exponent beside that of its `cost`.
 
-One row, forward alone and forward with backward. The contexts of a mixer take turns. Memory is the most that is
+A contender is a mixer, or an attention with the links of a pattern: `attention:bigbird()`. One row, forward alone and
+forward with backward. The contexts of a mixer take turns. Memory is the most that is
 allocated at once beyond weights and input.
 """
 
@@ -28,15 +29,32 @@ DEFAULT_CONTEXTS = (16, 256, 512, 1024, 2048, 4096, 8192)
 """The shortest one shows what a call costs however little it does."""
 
 WIDTH = 128
+SPARSE = ("attention:window(256)", "attention:longformer(256)", "attention:bigbird()")
+"""Attention on links whose number grows with the context, not with its square; measured beside the mixers."""
+
 KINDS = ("forward", "forward and backward")
 WARMUP = 1
 
 
 def _make(name: str, dim: int, longest: int, device: torch.device, dtype: torch.dtype) -> Mixer:
-    """The mixer with its defaults; one that is made for a length gets the longest context."""
+    """The mixer with its defaults and its pattern; one that is made for a length gets the longest context."""
+    name, _, pattern = name.partition(":")
     fields = {field.name for field in dataclasses.fields(mixer_class(name).config_class)}
-    options = {"max_length": longest} if "max_length" in fields else {}
+    options: dict[str, Any] = {"max_length": longest} if "max_length" in fields else {}
+    if pattern:
+        options["pattern"] = pattern
     return create_mixer(name, dim, **options).to(device=device, dtype=dtype)
+
+
+def _contenders(models: Sequence[str]) -> list[str]:
+    """The names as they were before commas inside of a pattern's brackets took them apart."""
+    names: list[str] = []
+    for part in models:
+        if names and names[-1].count("(") > names[-1].count(")"):
+            names[-1] = f"{names[-1]}, {part.strip()}"
+        else:
+            names.append(part)
+    return names
 
 
 def _works(mixer: Mixer, context: int, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
@@ -176,15 +194,19 @@ def bench_scaling(
     declares, and of the bytes that it says must be moved beyond those of one position, over the same contexts.
 
     Raises:
-        InputError: an unknown mixer, or fewer than two contexts.
+        InputError: an unknown mixer, a pattern that is none, or fewer than two contexts.
     """
-    names = list(list_mixers() if models is None else models)
+    names = [*list_mixers(), *SPARSE] if models is None else _contenders(models)
     for name in names:
-        if name not in list_mixers():
-            raise unknown_name("mixer", name, list_mixers())
+        mixer = name.partition(":")[0]
+        if mixer not in list_mixers():
+            raise unknown_name("mixer", mixer, list_mixers())
     places = sorted(set(contexts))
     if len(places) < 2 or places[0] < 1:
         raise InputError(f"contexts are {','.join(map(str, contexts))}: an exponent needs at least two, from 1 on")
+    for name in names:
+        if ":" in name:
+            _make(name, dim, places[-1], torch.device("cpu"), torch.float32)
     dtype = getattr(torch, precision)
     cases = [
         Case(label=name, run=partial(_measure, name, dim, places, rounds, torch.device(device), dtype))
