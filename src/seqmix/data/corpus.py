@@ -81,6 +81,11 @@ class Corpus:
         return None if isinstance(self.valid, ExampleStore) else self.valid.bytes
 
     @property
+    def valid_words(self) -> int | None:
+        """Words of the held-out part and ends of lines, as papers on WikiText count them; None for a task."""
+        return None if isinstance(self.valid, ExampleStore) else self.valid.words
+
+    @property
     def train_tokens(self) -> int | None:
         """Tokens of the training part; None for a task that draws rows without end."""
         return _tokens(self.train)
