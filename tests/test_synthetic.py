@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -440,6 +442,34 @@ def test_only_answers_are_trained_on_and_scored() -> None:
     assert set(document["accuracy_by_distance"]) == {str(distance) for distance in expected}
 
 
+@dataclasses.dataclass
+class Half:
+    """One of two processes; the second one's sums hold what the first one had."""
+
+    rank: int
+    kept: list[torch.Tensor]
+    count: int = 2
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        if self.rank == 0:
+            self.kept.append(values.clone())
+            return values
+        return values + self.kept.pop(0)
+
+
+def test_processes_count_answers_together() -> None:
+    corpus = load_corpus("agreement:length=24,furthest=8,valid=40")
+    model = create_model("gated_conv", vocab_size=corpus.vocab_size, params="10k", context=24)
+    kept: list[torch.Tensor] = []
+    for rank in range(2):
+        # Seven batches, so that one of the processes repeats one without its answers.
+        found = evaluate(model, corpus.valid, context=24, batch_size=6, part=Half(rank, kept))
+    alone = evaluate(model, corpus.valid, context=24, batch_size=6)
+    assert found.answers == alone.answers
+    assert found.tokens == alone.tokens
+    assert found.loss == pytest.approx(alone.loss, rel=1e-12)
+
+
 def test_a_part_of_the_answers_is_spread_over_the_rows() -> None:
     corpus = load_corpus("mqar:length=16,pairs=2,vocab=32,valid=100")
     model = create_model("gated_conv", vocab_size=32, params="10k", context=16)
@@ -551,3 +581,24 @@ def test_a_comparison_speaks_of_accuracy(tmp_path: Path) -> None:
     assert "Accuracy by distance" in page
     assert '"measure": "accuracy"' in page
     assert "Bits per byte of held-out text" not in page
+
+
+@pytest.mark.slow
+def test_the_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "mqar.py"
+    out = tmp_path / "found.json"
+
+    def run(contenders: str) -> dict[str, Any]:
+        command = [sys.executable, str(script), "--quick", "--json", "--threads", "1", "--out", str(out)]
+        done = subprocess.run(
+            [*command, "--contenders", contenders], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    first = run("attention")
+    second = run("attention,gated_conv,no_such_mixer")
+    assert [one["mixer"] for one in second["runs"]] == ["attention", "gated_conv"]
+    assert second["runs"][0] == first["runs"][0]
+    assert "no_such_mixer" in second["skipped"]
+    assert all(0 <= one["accuracy"] <= 1 and one["seconds"] > 0 for one in second["runs"])
