@@ -132,7 +132,7 @@ def test_float32_chunks_are_exact_where_powers_would_cancel(chunk: int) -> None:
     inputs[4] = inputs[4][:, :1].expand(-1, 128, -1, -1)
     inputs[1], inputs[5] = torch.full_like(inputs[1], -1e-4), torch.full_like(inputs[5], 0.999)
     expected, end = delta_rule(*inputs)
-    y, after = delta_rule(*(each.float() for each in inputs), chunk=chunk)
+    y, after = delta_rule(*(each.float() for each in inputs), chunk=chunk, implementation="chunked")
     # Eight products in a row, of at most 128 terms each.
     assert (y - expected).abs().max() <= 8 * 128 * torch.finfo(torch.float32).eps * expected.abs().max()
     assert (after - end).abs().max() <= 8 * 128 * torch.finfo(torch.float32).eps * end.abs().max()
@@ -143,8 +143,23 @@ def test_float32_chunks_at_the_fastest_decay() -> None:
     inputs = [each.detach() for each in _drawn(1, 130, 8, 8, seed=1)]
     inputs[1] = torch.full_like(inputs[1], -math.exp(-0.5))
     expected, _ = delta_rule(*inputs)
-    y, _ = delta_rule(*(each.float() for each in inputs), chunk=64)
+    y, _ = delta_rule(*(each.float() for each in inputs), chunk=64, implementation="chunked")
     assert (y - expected).abs().max() <= 8 * 130 * torch.finfo(torch.float32).eps * expected.abs().max()
+
+
+def test_float32_chunks_and_their_gradients_equal_the_loop() -> None:
+    leaves = _drawn(2, 50, 8, 6, seed=3)
+    low = [each.detach().float().requires_grad_() for each in leaves]
+    runs = (torch.arange(50) // 17 + torch.arange(2)[:, None]).clone()
+    weight = leaves[3].detach().cos()
+    expected, _ = delta_rule(*leaves, runs=runs)
+    y, _ = delta_rule(*low, runs=runs, implementation="chunked")
+    exact = torch.autograd.grad((expected * weight).sum(), leaves)
+    found = torch.autograd.grad((y * weight.float()).sum(), low)
+    # Eight products in a row, of at most 50 terms each, forward; as many again backward.
+    band = 8 * 50 * torch.finfo(torch.float32).eps
+    for one, other, stages in zip([y, *found], [expected, *exact], [1, *[2] * 6], strict=True):
+        assert (one - other).abs().max() <= stages * band * other.abs().max()
 
 
 @pytest.mark.parametrize("time, chunk", [(1, 16), (33, 16), (20, 7)])
