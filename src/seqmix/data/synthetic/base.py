@@ -24,14 +24,14 @@ PAD = "<|pad|>"
 
 IGNORED = -100
 
-Array = NDArray[np.int64]
+Array = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """tokens, targets (R, L) int64, -100 where nothing is asked.
+    """tokens, targets (R, L), whole numbers; a target is -100 where nothing is asked.
 
-    distances: (R, L) int64, for tasks that ask at different distances: how far back what decides each answer stands;
+    distances: (R, L), for tasks that ask at different distances: how far back what decides each answer stands;
     0 where nothing is asked.
     """
 

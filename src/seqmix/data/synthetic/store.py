@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +54,9 @@ class ExampleStore:
     @functools.cached_property
     def _known(self) -> frozenset[bytes]:
         assert self.rows is not None
-        return frozenset(row.tobytes() for row in self.read(np.arange(self.rows)).tokens)
+        numbers = range(0, self.rows, BLOCK)
+        tokens = (self.read(np.arange(first, min(first + BLOCK, self.rows or 0))).tokens for first in numbers)
+        return frozenset(_digest(row) for block in tokens for row in block)
 
     def read(self, index: NDArray[np.int64]) -> Examples:
         """The rows of these numbers, in this order."""
@@ -73,7 +77,7 @@ class ExampleStore:
         if number not in self._blocks:
             if self.rows is None and len(self._blocks) > 1:
                 self._blocks.pop(next(iter(self._blocks)))
-            self._blocks[number] = self._draw(number)
+            self._blocks[number] = _compact(self._draw(number), len(self.task.words))
         return self._blocks[number]
 
     def _draw(self, number: int) -> Examples:
@@ -84,7 +88,7 @@ class ExampleStore:
             return found
         known = self._held_out._known
         for _ in range(_TRIES):
-            repeated = [row for row, tokens in enumerate(found.tokens) if tokens.tobytes() in known]
+            repeated = [row for row, tokens in enumerate(found.tokens) if _digest(tokens) in known]
             if not repeated:
                 return found
             fresh = self.task.draw(random, len(repeated))
@@ -96,6 +100,18 @@ class ExampleStore:
             f"{self.task.name} with these options has too few different rows to hold {self.task.valid} out: "
             "give a larger length or vocabulary, or fewer rows with valid="
         )
+
+
+def _digest(row: Array) -> bytes:
+    return hashlib.blake2b(row.astype("<i8").tobytes(), digest_size=16).digest()
+
+
+def _compact(found: Examples, vocabulary: int) -> Examples:
+    """The same in types that hold no more than they must: all rows of a part with an end are kept."""
+    largest = max(vocabulary, found.tokens.shape[1])
+    kind: type[np.signedinteger[Any]] = np.int16 if largest < 1 << 15 else np.int32
+    distances = None if found.distances is None else found.distances.astype(kind)
+    return Examples(found.tokens.astype(kind), found.targets.astype(kind), distances)
 
 
 @functools.lru_cache(maxsize=4)
