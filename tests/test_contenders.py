@@ -534,6 +534,7 @@ def test_the_guide_shows_the_example_as_it_is() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_every_command_of_the_guide_runs(tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / OWN_MIXER.name).write_text(OWN_MIXER.read_text(encoding="utf-8"), encoding="utf-8")

@@ -72,8 +72,8 @@ def make_plan(settings: PlanSettings, prices: Prices) -> dict[str, Any]:
     Of a model: parameters (without the embedding), total_parameters, width, depth; at the context: flops_per_token
     (forward, products), state_bytes (one row), path_length (layers until the first token of the context can reach the
     last; None when it cannot), receptive_field and positions_seen (None for all), where is_reach_known; train_tokens,
-    train_flops, train_seconds, train_money, accelerator_days; decode_money_per_million_tokens (None where it does not fit into
-    memory) and decode_batch; and by_context, a list with the costs at powers of two.
+    train_flops, train_seconds, train_money, accelerator_days; decode_money_per_million_tokens (None where it does not
+    fit into memory) and decode_batch; and by_context, a list with the costs at powers of two.
 
     Raises:
         InputError: a model, a size or a setting that cannot be had.

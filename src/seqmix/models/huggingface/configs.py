@@ -12,6 +12,7 @@ import copy
 import difflib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -270,16 +271,18 @@ class HuggingFaceFamily:
         if isinstance(heads, int):
             given_dim = head_dim if isinstance(head_dim, int) else base.hidden_size // heads
             total = width * heads * given_dim / base.hidden_size
-            chosen = options.get("num_attention_heads", max(head_count(width), round(total / given_dim)))
-            while width % chosen and "num_attention_heads" not in options:
-                chosen -= 1
+            wanted = max(head_count(width), round(total / given_dim))
+            # Rotary parts of a head want even numbers, also where they are a quarter of it.
+            steps = next(step for step in (8, 2, 1) if width % step == 0)
+            divisors = [count for count in range(1, width // steps + 1) if width % (steps * count) == 0]
+            nearest = min(divisors, key=lambda count: abs(math.log(count / wanted)))
+            chosen = options.get("num_attention_heads", nearest)
             found["num_attention_heads"] = chosen
             if isinstance(groups, int):
-                wanted = chosen * groups / heads
-                divisors = [count for count in range(1, chosen + 1) if chosen % count == 0]
-                found["num_key_value_heads"] = min(divisors, key=lambda count: abs(count - wanted))
+                shared = [count for count in range(1, chosen + 1) if chosen % count == 0]
+                found["num_key_value_heads"] = min(shared, key=lambda count: abs(count - chosen * groups / heads))
             new_dim = width // chosen
-            if isinstance(head_dim, int):
+            if isinstance(head_dim, int) and "head_dim" in getattr(type(base), "__dataclass_fields__", {}):
                 new_dim = found["head_dim"] = min(max(8, 2 * round(total / chosen / 2)), given_dim)
             for name in ("rotary_dim", "query_pre_attn_scalar"):
                 value = getattr(base, name, None)

@@ -9,11 +9,13 @@ layers where the config has no types). Two steps are counted, whose links then g
 what the cache of a short forward holds, layer by layer: constant, or a number of bytes a token, which ends at the
 window of a sliding layer. Element-wise work is not counted, and scans that are only that count nothing.
 
-Where a model cannot be run so, each weight counts once a token and the state is unknown (0 bytes).
+A model whose products need weights that lie in memory is counted so up to a gigabyte; of a larger one each weight
+counts once a token, and the state is unknown (0 bytes).
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -27,8 +29,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from seqmix.cost import Cost, causal_links
+from seqmix.errors import InputError
 from seqmix.flop_counter import FlopCounter
 from seqmix.models.huggingface.configs import config_document, config_from_document, new_model, quiet
+
+_MOST_BYTES = 1 << 30
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
 
 _STEP_AT = 1
 """Tokens read before the first of the two steps that are counted."""
@@ -112,16 +118,37 @@ def _counts(document: str, dtype: torch.dtype) -> Counts:
     config = config_from_document(json.loads(document))
     with quiet(), torch.no_grad():
         whole = hollow(config, dtype)
-        sizes = [parameter.numel() for parameter in whole.parameters()]
-        total = sum(sizes)
+        total = sum(parameter.numel() for parameter in whole.parameters())
         try:
             counts = _by_depth(config, dtype, whole)
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
-            once = 2.0 * sum(parameter.numel() for parameter in whole.parameters() if parameter.dim() > 1)
-            if not config.tie_word_embeddings:
-                once -= 2.0 * config.vocab_size * config.hidden_size
-            counts = Counts(curve=(0.0, once, 0.0), link=0.0, windows=(), step=once, step_link=0.0, lines=())
+        except _FAILURES:
+            # Some products need weights that really lie in memory.
+            counts = _filled_counts(config, dtype) if total * dtype.itemsize <= _MOST_BYTES else _by_weights(whole)
         return dataclasses.replace(counts, parameters=total, weight_bytes=total * dtype.itemsize)
+
+
+def _filled_counts(config: PreTrainedConfig, dtype: torch.dtype) -> Counts:
+    """The counts of a model whose weights are in memory.
+
+    Raises:
+        InputError: it does not run.
+    """
+    try:
+        return _count(hollow(config, dtype, is_filled=True))
+    except _FAILURES as error:
+        words = " ".join(str(error).split())
+        raise InputError(
+            f"a {config.model_type} with hidden_size {config.hidden_size} and {config.num_hidden_layers} layers "
+            f"does not run ({words[:160]}): choose another size, or hold its heads by options"
+        ) from error
+
+
+def _by_weights(model: PreTrainedModel) -> Counts:
+    """Each weight of a product once a token, which leaves attention's links out; no state."""
+    once = 2.0 * sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
+    if not model.config.tie_word_embeddings:
+        once -= 2.0 * model.config.vocab_size * model.config.hidden_size
+    return Counts(curve=(0.0, once, 0.0), link=0.0, windows=(), step=once, step_link=0.0, lines=())
 
 
 def _by_depth(config: PreTrainedConfig, dtype: torch.dtype, whole: PreTrainedModel) -> Counts:
@@ -237,8 +264,11 @@ def layer_windows(config: PreTrainedConfig) -> tuple[tuple[int | None, float], .
     return tuple((size, part) for size, part in ((window, share), (None, 1 - share)) if part)
 
 
-def hollow(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model on the CPU with zeros for weights, which take no memory."""
+def hollow(config: PreTrainedConfig, dtype: torch.dtype = torch.float32, *, is_filled: bool = False) -> PreTrainedModel:
+    """The model on the CPU with zeros for weights, which take no memory unless it `is_filled`."""
+    config = copy.deepcopy(config)
+    # Experts one by one are products that the counter knows.
+    config._experts_implementation = "eager"
     with torch.device("meta"):
         model = new_model(config)
     filled: dict[int, nn.Parameter] = {}
@@ -247,6 +277,7 @@ def hollow(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreT
             if parameter is not None:
                 kind = dtype if parameter.is_floating_point() else parameter.dtype
                 empty = torch.zeros((), dtype=kind).expand(parameter.shape)
+                empty = empty.contiguous() if is_filled else empty
                 made = filled.setdefault(id(parameter), nn.Parameter(empty, requires_grad=False))
                 module._parameters[name] = made
         for name, buffer in module._buffers.items():
