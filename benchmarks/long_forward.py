@@ -13,9 +13,11 @@ memory it may take is a goal that is not measured, with the reason beside it.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -33,6 +35,9 @@ QUADRATIC = 1.5
 WARM_POSITIONS = 64
 MOST_BYTES = 6 << 30
 MOST_SECONDS = 300
+MAPPED_BYTES = 64 << 10
+_MMAP_THRESHOLD = -3
+"""A parameter of glibc's mallopt."""
 LEAST, AIM = 2.3, 2.1
 """Ratios: 2 is linear, and pages and libraries' own buffers add a little."""
 
@@ -43,6 +48,9 @@ def measure_here(answer: Connection, name: str, dim: int, length: int, backward:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        # Freed tensors go back to the system at once: what is resident is what is held.
+        with suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, MAPPED_BYTES)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     try:
