@@ -190,7 +190,7 @@ class Mixer(nn.Module, ABC):
     @property
     @abstractmethod
     def receptive_field(self) -> int | None:
-        """The span in positions, the present one included; None where every earlier position is seen.
+        """The span in positions, the present one included; None where there is no bound.
 
         For a non-causal mixer: the span from the earliest to the latest input that one output depends on.
         It covers the inputs, so a `reach` above 1 counts.
@@ -200,6 +200,11 @@ class Mixer(nn.Module, ABC):
     def lags(self) -> Sequence[int] | None:
         """How far back the inputs of one output stand: 0 is the position itself, negative is ahead; None for all."""
         return None if self.receptive_field is None else range(self.receptive_field)
+
+    @property
+    def sees_everything(self) -> bool:
+        """Whether every output is linked to every earlier position, which is more than having no bound on the span."""
+        return self.receptive_field is None
 
     @property
     def positions_seen(self) -> int | None:

@@ -97,4 +97,9 @@ def _farthest_without_bound(subject: Subject, target: int) -> int:
         long > short,
         f"receptive_field is None (no bound), but links span {long} of {target + 1} positions and {short} of half",
     )
-    return int(subject.mixer.links(target + 1)[target].int().argmax())
+    row = subject.mixer.links(target + 1)[target]
+    expect(
+        bool(row.all()) or not subject.mixer.sees_everything,
+        f"sees_everything is declared, but {int((~row).nonzero()[0])} to {target} is no link" if not row.all() else "",
+    )
+    return int(row.int().argmax())

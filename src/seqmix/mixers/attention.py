@@ -89,6 +89,10 @@ class Attention(Mixer):
         return None if self.pattern is None else self.pattern.receptive_field(causal=self.config.causal)
 
     @property
+    def sees_everything(self) -> bool:
+        return self.pattern is None
+
+    @property
     def lags(self) -> Sequence[int] | None:
         return None if self.pattern is None else self.pattern.lags(causal=self.config.causal)
 

@@ -155,6 +155,10 @@ class Parallel(Mixer):
         return None if lags is None else max(lags) - min(lags) + 1
 
     @property
+    def sees_everything(self) -> bool:
+        return any(mixer.sees_everything for mixer in self._parts())
+
+    @property
     def lags(self) -> list[int] | None:
         found: set[int] = set()
         for mixer in self._parts():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from seqmix.mixer import Mixer
+from seqmix.properties.paths import hops
 
 
 def receptive_field(mixers: Sequence[Mixer]) -> int | None:
@@ -29,10 +30,14 @@ def positions_seen(mixers: Sequence[Mixer]) -> int | None:
 
 def path_length(mixers: Sequence[Mixer], distance: int) -> int | None:
     """The fewest mixers through which a position `distance` back can reach the output; None if it cannot."""
-    spans = sorted((mixer.receptive_field or distance + 1 for mixer in mixers), reverse=True)
+    if distance and any(mixer.sees_everything for mixer in mixers):
+        return 1
+    if distance and receptive_field(mixers) is None:
+        return hops(mixers, distance)
+    spans = sorted((mixer.receptive_field or 1 for mixer in mixers), reverse=True)
     reached = 0
-    for hops, span in enumerate(spans, start=1):
+    for count, span in enumerate(spans, start=1):
         reached += span - 1
         if reached >= distance:
-            return hops
+            return count
     return None

@@ -19,6 +19,10 @@ DISTANCES = (11, 37, 127)
 """The distances at which paths are measured, odd ones that no dilation divides; a mixer made for a longest length must
 take twice the largest."""
 TARGETS = 16
+MARGIN = 256
+"""Positions before the first source and after the first target, so that neither is a special one at the beginning."""
+
+EDGES_AT_ONCE = 1024
 
 
 def dependencies(mixer: Mixer, time: int) -> Tensor:
@@ -35,32 +39,42 @@ def hops(layers: Sequence[Mixer], distance: int, *, repeat: bool = False) -> int
 
     layers: from the first to the last. repeat: take one layer as often as needed instead of each once, in order.
     """
-    time = 2 * distance + 1
-    targets = torch.linspace(distance, time - 1, min(TARGETS, distance + 1)).round().long()
+    time = distance + min(distance, MARGIN) + 1
+    targets = torch.linspace(distance, time - 1, min(TARGETS, time - distance)).round().long()
     sources = (targets - distance)[:, None]
     fewest = torch.full((len(targets), time), torch.inf)
     fewest.scatter_(1, targets[:, None], 0.0)
-    seen_by = {id(mixer): dependencies(mixer, time) for mixer in layers}
+    kinds = [(type(mixer), repr(mixer.config)) for mixer in layers]
+    edges = {kind: dependencies(mixer, time) for kind, mixer in dict(zip(kinds, layers, strict=True)).items()}
     if repeat:
-        edges = seen_by[id(layers[0])].float()
         reached = fewest == 0
         for count in range(distance + 1):
             if bool(reached.gather(1, sources).all()):
                 return count
-            wider = (reached.float() @ edges) > 0
+            wider = _reached_from(reached, edges[kinds[0]])
             if torch.equal(wider, reached):
                 return None
             reached = wider
         return None
-    for mixer in reversed(layers):
-        # Counts are whole numbers below the number of layers: one product for each tells who is one hop further.
-        edges, further = seen_by[id(mixer)].float(), fewest
-        for count in range(len(layers)):
-            here = ((fewest == count).float() @ edges) > 0
+    for kind in reversed(kinds):
+        further = fewest
+        for count in range(int(fewest[fewest.isfinite()].max()) + 1):
+            here = _reached_from(fewest == count, edges[kind])
             further = torch.where(here & (further > count + 1), float(count + 1), further)
         fewest = further
     worst = float(fewest.gather(1, sources).max())
     return None if math.isinf(worst) else int(worst)
+
+
+def _reached_from(targets: Tensor, edges: Tensor) -> Tensor:
+    """bool (n, time): the inputs that any of the marked targets (n, time) depends on."""
+    found = torch.zeros(targets.shape)
+    # The edges become numbers a few rows at a time, because those of a long context are many.
+    for first in range(0, edges.shape[0], EDGES_AT_ONCE):
+        rows = slice(first, first + EDGES_AT_ONCE)
+        if bool(targets[:, rows].any()):
+            found += targets[:, rows].float() @ edges[rows].float()
+    return found > 0
 
 
 def formula(lengths: dict[int, int | None]) -> str:
