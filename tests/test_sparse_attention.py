@@ -28,7 +28,8 @@ from seqmix.mixers.link_parts import Random
 from seqmix.mixers.links import random
 from seqmix.mixers.links_text import parse_pattern
 from seqmix.mixers.sparse_attention import alibi_slopes, attend_by_links
-from seqmix.mixers.tiled_attention import Near, mix_tiles
+from seqmix.mixers.tile_layouts import Near
+from seqmix.mixers.tiled_attention import mix_tiles
 from seqmix.models import SeqmixForCausalLM
 from seqmix.models.config import SeqmixConfig
 

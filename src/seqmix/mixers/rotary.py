@@ -25,7 +25,8 @@ def rotation(positions: Tensor, width: int, theta: float, dtype: torch.dtype) ->
 def apply_rotation(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turns the pairs of x (..., T, K) by angles (..., T, K // 2)."""
     pairs = x.shape[-1] // 2
-    first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
+    # A split has one gradient, where slices would each have one as large as x.
+    first, second, rest = x.split((pairs, pairs, x.shape[-1] % 2), dim=-1)
     turned = [first * cosines - second * sines, second * cosines + first * sines]
     return torch.cat([*turned, rest] if x.shape[-1] % 2 else turned, dim=-1)
 

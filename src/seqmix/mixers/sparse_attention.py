@@ -17,9 +17,9 @@ from seqmix.cost import causal_links
 from seqmix.mixers.attention_product import attend
 from seqmix.mixers.link_parts import Global, Random, Window
 from seqmix.mixers.links import Pattern
+from seqmix.mixers.tile_layouts import TILE
 from seqmix.mixers.tile_lists import stride_of, tile_lists, tile_order, whole_lists
 from seqmix.mixers.tile_operator import tiled_attention
-from seqmix.mixers.tiled_attention import TILE
 
 
 def alibi_slopes(heads: int, device: torch.device | None = None) -> Tensor:

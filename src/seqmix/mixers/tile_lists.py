@@ -19,7 +19,7 @@ from torch import Tensor
 
 from seqmix.mixers.link_parts import Global, Random, Window
 from seqmix.mixers.links import Pattern
-from seqmix.mixers.tiled_attention import TILE, Lists
+from seqmix.mixers.tile_layouts import TILE, Lists
 
 GROWTH = 1.25
 """Tiles of a group have at most so many times the sources of each other, which bounds the padding."""

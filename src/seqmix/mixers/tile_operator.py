@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqmix.mixers.tiled_attention import TILE, Layout, Listed, Lists, Near, mix_tiles, mix_tiles_backward
+from seqmix.mixers.tile_layouts import TILE, Layout, Listed, Lists, Near
+from seqmix.mixers.tiled_attention import mix_tiles, mix_tiles_backward
 
 
 def _layout(
