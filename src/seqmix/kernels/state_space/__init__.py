@@ -39,7 +39,7 @@ def state_space_scan(
     Args:
         x: (batch, time, heads, width).
         dt: (batch, time, heads), the step sizes, positive.
-        A, D: (heads,); A is negative.
+        A, D: (heads,); A is not positive.
         B, C: (batch, time, groups, size); heads / groups neighbouring heads share one.
         state: (batch, heads, width, size), where an earlier piece ended; it is not changed. None is zero.
         runs: (batch, time) integers that differ between documents; 0 continues the state's document.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from seqmix.models.presets.preset import Preset, feed_forward_width
+from seqmix.models.presets.preset import Preset, feed_forward_width, head_count
 
 
 def _mamba2(width: int, depth: int, context: int) -> dict[str, Any]:
@@ -25,16 +25,19 @@ def _rnn(width: int, depth: int, context: int) -> dict[str, Any]:
 
 
 def _retnet(width: int, depth: int, context: int) -> dict[str, Any]:
-    return {"mixers": [{"name": "retnet"}], "feed_forward": feed_forward_width(width)}
+    return {"mixers": [{"name": "retnet", "heads": head_count(width)}], "feed_forward": feed_forward_width(width)}
 
 
 def _linear_attention(width: int, depth: int, context: int) -> dict[str, Any]:
-    fields = {"mixers": [{"name": "linear_attention"}], "feed_forward": feed_forward_width(width)}
+    fields = {
+        "mixers": [{"name": "linear_attention", "heads": head_count(width)}],
+        "feed_forward": feed_forward_width(width),
+    }
     return {**fields, "embedding_position": "sinusoidal"}
 
 
 def _performer(width: int, depth: int, context: int) -> dict[str, Any]:
-    fields = {"mixers": [{"name": "performer"}], "feed_forward": feed_forward_width(width)}
+    fields = {"mixers": [{"name": "performer", "heads": head_count(width)}], "feed_forward": feed_forward_width(width)}
     return {**fields, "embedding_position": "sinusoidal"}
 
 
@@ -44,6 +47,10 @@ def _rwkv(version: int, depth: int, hidden: int) -> dict[str, Any]:
     mixers = [{"name": f"rwkv{version}", **place} for place in places]
     inner = [{"name": f"rwkv{version}_channel_mix", **place} for place in places]
     return {"mixers": mixers, "feed_forward": hidden, "feed_forward_mixers": inner, "norm": "layer"}
+
+
+def _rwkv6(width: int, depth: int, context: int) -> dict[str, Any]:
+    return _rwkv(6, depth, max(8, 8 * round(3.5 * width / 8)))
 
 
 def _rwkv7(width: int, depth: int, context: int) -> dict[str, Any]:
@@ -82,6 +89,12 @@ PRESETS = (
         summary="Performer: softmax attention by random features, sinusoids on the embedding, SwiGLU feed-forward",
         build=_performer,
         rate=1.5e-3,
+    ),
+    Preset(
+        name="rwkv6",
+        summary="RWKV-6: linear attention with a decay for each channel from the input, channel mixing with a gate",
+        build=_rwkv6,
+        rate=3e-3,
     ),
     Preset(
         name="rwkv7",
