@@ -62,8 +62,8 @@ def compare(
 
     A model is a name of seqmix list; mixer:NAME, a Llama-like stack of any causal mixer, such as one of yours that
     --import registers; or hf:CONFIG, a model of Hugging Face from its config: a folder, a .json file, or a type such as
-    hf:gpt2, scaled to the size, or with :as_is kept at its own. Options follow with colons, so that one model may take
-    part twice: transformer,transformer:position=alibi.
+    hf:gpt2, scaled to the size, or with :as_is kept at its own. What stands behind colons replaces fields of its
+    config, so that one model may take part twice: transformer,transformer:position=alibi.
 
     Example: seqmix compare --data python-stdlib --models transformer,gated_conv --budget tokens=1M --out runs/first
     """

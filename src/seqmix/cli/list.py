@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from seqmix.cli.options import Imports
+
 if TYPE_CHECKING:
     from seqmix.bench.mixer_times import TimeExponent
     from seqmix.properties import MixerProperties, StackProperties
@@ -29,12 +31,16 @@ def list_command(
     measure: Annotated[
         bool, typer.Option("--measure", help="Hold the exponents in time to measured ones; implies --properties.")
     ] = False,
+    imports: Imports = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Lists the mixers with their traits, and the models that are built from them.
 
     Example: seqmix list --properties --measure
     """
+    from seqmix.mixers.user_code import import_all
+
+    import_all(imports or [])
     if properties or measure:
         _list_properties(measure=measure, as_json=as_json)
         return

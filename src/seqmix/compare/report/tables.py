@@ -124,6 +124,8 @@ def _field(results: Results, model: str) -> str:
     done = finished(results, model)
     if not done:
         return "–"
+    if not done[0].get("is_reach_known", True):
+        return "not known"
     span, seen = done[0]["receptive_field"], done[0]["positions_seen"]
     if span is None:
         return "all"

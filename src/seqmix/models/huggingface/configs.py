@@ -283,17 +283,16 @@ class HuggingFaceFamily:
                 found["num_key_value_heads"] = min(shared, key=lambda count: abs(count - chosen * groups / heads))
             new_dim = width // chosen
             if isinstance(head_dim, int) and "head_dim" in getattr(type(base), "__dataclass_fields__", {}):
-                new_dim = found["head_dim"] = min(max(8, 2 * round(total / chosen / 2)), given_dim)
+                new_dim = found["head_dim"] = min(max(8, 8 * round(total / chosen / 8)), given_dim)
             for name in ("rotary_dim", "query_pre_attn_scalar"):
                 value = getattr(base, name, None)
                 if isinstance(value, int):
                     found[name] = new_dim if value == given_dim else min(value, new_dim)
         elif isinstance(getattr(base, "expand", None), int) and isinstance(head_dim, int):
             # Mamba-2: heads and their width are those of the expanded channels, and the groups share them out.
-            inner, shared = base.expand * width, getattr(base, "n_groups", 1)
-            fitting = [
-                size for size in range(1, min(head_dim, 64) + 1) if inner % size == 0 and inner // size % shared == 0
-            ]
+            inner, parts = base.expand * width, int(getattr(base, "n_groups", 1))
+            sizes = range(1, min(head_dim, 64) + 1)
+            fitting = [size for size in sizes if inner % size == 0 and inner // size % parts == 0]
             if fitting:
                 found |= {"head_dim": fitting[-1], "num_heads": inner // fitting[-1]}
         return found
