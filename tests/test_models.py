@@ -113,6 +113,10 @@ def test_cost_counts_parameters_and_state(model: SeqmixForCausalLM) -> None:
 
 def test_receptive_field_is_where_the_gradient_ends(model: SeqmixForCausalLM) -> None:
     """The span is exact for convolutions and windows, and the positions seen are those with a gradient."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # RWKV's projections begin at zero, which no gradient passes.
+            parameter.add_(0.1 * torch.randn_like(parameter))
     span = model.receptive_field
     time = 40 if span is None else span + 3
     embeddings = torch.randn(1, time, 16, dtype=torch.float64, requires_grad=True)
