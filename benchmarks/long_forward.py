@@ -35,6 +35,7 @@ QUADRATIC = 1.5
 WARM_POSITIONS = 64
 MOST_BYTES = 6 << 30
 MOST_SECONDS = 300
+QUICK_MIXERS = ["gated_conv", "lstm", "mamba2"]
 MAPPED_BYTES = 64 << 10
 _MMAP_THRESHOLD = -3
 """A parameter of glibc's mallopt."""
@@ -104,7 +105,7 @@ def main() -> None:
     given = parser.parse_args()
     length = given.time or (8192 if given.quick else 65536)
     threads = given.threads or torch.get_num_threads()
-    names = given.mixers.split(",") if given.mixers else list_mixers()
+    names = given.mixers.split(",") if given.mixers else QUICK_MIXERS if given.quick else list_mixers()
     left_out = [] if given.mixers else [name for name in names if is_quadratic(name, given.dim)]
     rows = []
     with progress("long sequences") as bar:

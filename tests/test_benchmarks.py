@@ -52,7 +52,9 @@ def test_a_share_is_written_as_a_percentage(shared: ModuleType) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["depthwise_conv", "long_forward", "loop_overhead", "step_position", "window_attention"])
+@pytest.mark.parametrize(
+    "name", ["depthwise_conv", "long_forward", "loop_overhead", "step_position", "window_attention"]
+)
 def test_a_benchmark_runs(name: str, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", "--threads", "1", "--out", str(out)]
