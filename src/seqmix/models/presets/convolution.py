@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from seqmix.models.presets.preset import Preset, attention, dilations_within, feed_forward_width, shared_heads
+from seqmix.models.presets.preset import (
+    Preset,
+    attention,
+    dilations_within,
+    feed_forward_width,
+    head_count,
+    shared_heads,
+)
 
 
 def _convsamba(width: int, depth: int, context: int) -> dict[str, Any]:
@@ -54,22 +61,23 @@ def _convs2s(width: int, depth: int, context: int) -> dict[str, Any]:
     return {"mixers": [{"name": "convs2s", "kernel": 3}], "norm": "layer", "norm_position": "post"}
 
 
-def _growing_kernels(name: str, width: int, depth: int) -> dict[str, Any]:
-    """The paper's kernels by layer: 3, 7, 15, then 31."""
-    mixers = [{"name": name, "kernel": min(31, 2 ** (layer + 2) - 1)} for layer in range(depth)]
-    return {"mixers": mixers, "norm": "layer", "feed_forward": feed_forward_width(width)}
+def _growing_kernels(name: str, depth: int, **options: Any) -> list[dict[str, Any]]:
+    """The kernels by layer of LightConv and DynamicConv: 3, 7, 15, then 31."""
+    return [{"name": name, "kernel": min(31, 2 ** (layer + 2) - 1), **options} for layer in range(depth)]
 
 
 def _light_conv(width: int, depth: int, context: int) -> dict[str, Any]:
-    return _growing_kernels("light_conv", width, depth)
+    mixers = _growing_kernels("light_conv", depth, heads=head_count(width))
+    return {"mixers": mixers, "norm": "layer", "feed_forward": feed_forward_width(width)}
 
 
 def _dynamic_conv(width: int, depth: int, context: int) -> dict[str, Any]:
-    return _growing_kernels("dynamic_conv", width, depth)
+    mixers = _growing_kernels("dynamic_conv", depth, heads=head_count(width))
+    return {"mixers": mixers, "norm": "layer", "feed_forward": feed_forward_width(width)}
 
 
 def _involution(width: int, depth: int, context: int) -> dict[str, Any]:
-    return {"mixers": [{"name": "involution"}], "feed_forward": feed_forward_width(width)}
+    return {"mixers": _growing_kernels("involution", depth), "feed_forward": feed_forward_width(width)}
 
 
 def _global_conv(width: int, depth: int, context: int) -> dict[str, Any]:
@@ -135,7 +143,7 @@ PRESETS = (
     ),
     Preset(
         name="involution",
-        summary="involutions of kernel 7, SwiGLU feed-forward",
+        summary="involutions, kernels 3, 7, 15, 31 by layer, SwiGLU feed-forward",
         build=_involution,
         rate=3e-3,
     ),
