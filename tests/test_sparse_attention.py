@@ -167,6 +167,32 @@ def test_a_state_holds_what_a_later_position_can_see_and_no_more(pattern: str) -
         assert state.nbytes == mixer.cost(2, 60).state_bytes
 
 
+@pytest.mark.parametrize("pattern", ["window(30)", "window(7, dilation=5)"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("alibi", [False, True])
+def test_long_pieces_after_a_window_equal_the_whole(pattern: str, packed: bool, alibi: bool) -> None:
+    options = {"heads": 2, "pattern": pattern, "alibi": alibi, "rope": not alibi}
+    exact, mixer = build(8, **options), build(8, torch.float32, **options)
+    x, ids = normal(2, 400, 8), documents(2, 400) if packed else torch.zeros(2, 400, dtype=torch.int64)
+    with torch.no_grad():
+        expected = exact(x, document_ids=ids).y
+        states = [
+            mixer(x[row : row + 1, first:40].float(), document_ids=ids[row : row + 1, first:40]).state
+            for row, first in ((0, 0), (1, 0))
+        ]
+        with FlopCounter() as counter:
+            y, _ = mixer(x[:, 40:].float(), states[0].cat(states[1]), document_ids=ids[:, 40:])
+        torch.testing.assert_close(y.double(), expected[:, 40:], rtol=0, atol=512 * EPS)
+        if not packed:
+            declared = mixer.cost(2, 400).product_flops - mixer.cost(2, 40).product_flops
+            assert counter.total == declared
+            # Rows that stand at different positions: one began later.
+            late = mixer(x[1:, 33:40].float()).state
+            y, _ = mixer(x[:, 40:].float(), states[0].cat(late))
+            torch.testing.assert_close(y[:1].double(), expected[:1, 40:], rtol=0, atol=512 * EPS)
+            torch.testing.assert_close(y[1:].double(), exact(x[1:, 33:]).y[:, 7:], rtol=0, atol=512 * EPS)
+
+
 def test_a_state_with_random_links_grows() -> None:
     mixer = build(8, heads=2, pattern="window(4) | random(1)")
     assert mixer.traits.state_growth == "linear"

@@ -26,8 +26,8 @@ from seqmix.mixers.attention_memory import MemoryState, memory_state
 from seqmix.mixers.attention_product import attend, attention_matrix, repeat_groups
 from seqmix.mixers.link_counts import count_links, links_of
 from seqmix.mixers.rotary import apply_rotation, rotation
-from seqmix.mixers.slots import SlotState, append, empty_slots, filled, gather, held_by, remember, visible
-from seqmix.mixers.sparse_attention import alibi, alibi_slopes, attend_by_links
+from seqmix.mixers.slots import SlotState, append, empty_slots, filled, gather, held_by, remember
+from seqmix.mixers.sparse_attention import alibi, alibi_slopes, attend_by_links, attend_to_cached, links_and_bias
 
 
 class Attention(Mixer):
@@ -180,26 +180,11 @@ class Attention(Mixer):
                 slopes_H=self._slopes(x.device),
             )
         else:
-            targets = placement.positions[: len(cached.positions)]
-            mask, bias = self._seen(targets, cached.positions, visible(cached, placement), q_BHTK.dtype)
-            mixed = attend(q_BHTK, keys, values, mask, bias=bias)
+            mixed = attend_to_cached(q_BHTK, cached, placement, self.pattern, self._slopes(x.device))
         if not self.config.causal:
             return Mixed(self._output(mixed), None)
         after = remember(slots, cached, placement, capacity=capacity, window=self.ring, kept=self.kept)
         return Mixed(self._output(mixed), after)
-
-    def _seen(
-        self, targets: Tensor, sources: Tensor, mask: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The links among `mask` (B or 1, T, S), None for all, and the bias of ALiBi.
-
-        Targets and sources are positions, (B or 1, T) and (B or 1, S).
-        """
-        if self.pattern is not None:
-            links = self.pattern.allows(targets[:, :, None], sources[:, None, :], causal=True)
-            mask = links if mask is None else mask & links
-        slopes = self._slopes(targets.device)
-        return mask, None if slopes is None else alibi(slopes, targets, sources, dtype)
 
     def memory_state(self, memory: Tensor, memory_mask: Tensor | None = None) -> MemoryState:
         """The state that attends to memory (batch, source, dim), with its mask (batch, source), before any token."""
@@ -245,7 +230,8 @@ class Attention(Mixer):
         if self.config.alibi or not self.sees_all_held:
             rows = slice(0, 1) if mask is None else slice(None)
             last = after.position[rows, None] - 1
-            mask, bias = self._seen(last, held_by(after, rows, self.kept), mask, q_BH1K.dtype)
+            held = held_by(after, rows, self.kept)
+            mask, bias = links_and_bias(self.pattern, last, held, mask, self._slopes(x.device), q_BH1K.dtype)
         mixed = attend(q_BH1K, keys.to(q_BH1K.dtype), values.to(q_BH1K.dtype), mask, bias=bias)
         return Mixed(self._output(mixed)[:, 0], after)
 

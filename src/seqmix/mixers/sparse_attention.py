@@ -12,11 +12,13 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from seqmix.cost import causal_links
+from seqmix.kernels.documents import Placement
 from seqmix.mixers.attention_product import attend
 from seqmix.mixers.link_parts import Global, Random, Window
 from seqmix.mixers.links import Pattern
+from seqmix.mixers.slots import Cached, visible
 from seqmix.mixers.tile_layouts import TILE
 from seqmix.mixers.tile_lists import stride_of, tile_lists, tile_order, whole_lists
 from seqmix.mixers.tile_operator import tiled_attention
@@ -73,6 +75,53 @@ def attend_by_links(
     return attend(q_BHTK, k_BGTK, v_BGTK, mask, bias=bias)
 
 
+def attend_to_cached(
+    q_BHTK: Tensor, cached: Cached, placement: Placement, pattern: Pattern | None, slopes_H: Tensor | None
+) -> Tensor:
+    """The values mixed of a piece and of what a state holds before it, causally, (B, H, T, K)."""
+    keys, values = cached.stored
+    only = None if pattern is None else pattern.single_window
+    if pattern is not None and only is not None and _pays(pattern, q_BHTK, causal=True):
+        return _by_window_after(q_BHTK, cached, placement, only, slopes_H)
+    targets = placement.positions[: len(cached.positions)]
+    mask, bias = links_and_bias(pattern, targets, cached.positions, visible(cached, placement), slopes_H, q_BHTK.dtype)
+    return attend(q_BHTK, keys, values, mask, bias=bias)
+
+
+def links_and_bias(
+    pattern: Pattern | None,
+    targets: Tensor,
+    sources: Tensor,
+    mask: Tensor | None,
+    slopes_H: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The causal links among `mask` (B or 1, T, S), None for all, and the bias of ALiBi.
+
+    Targets and sources are positions, (B or 1, T) and (B or 1, S).
+    """
+    if pattern is not None:
+        links = pattern.allows(targets[:, :, None], sources[:, None, :], causal=True)
+        mask = links if mask is None else mask & links
+    return mask, None if slopes_H is None else alibi(slopes_H, targets, sources, dtype)
+
+
+def _by_window_after(
+    q_BHTK: Tensor, cached: Cached, placement: Placement, window: Window, slopes_H: Tensor | None
+) -> Tensor:
+    """A window over a piece and the ring before it, which is put in order; queries stand for it that nothing reads."""
+    past = cached.positions.shape[1] - q_BHTK.shape[2]
+    held, order = cached.positions[:, :past].sort(dim=1)
+    keys, values = (
+        torch.cat([x[:, :, :past].take_along_dim(order[:, None, :, None], dim=2), x[:, :, past:]], dim=2)
+        for x in cached.stored
+    )
+    # Slots that hold nothing come first, and are of no document.
+    runs = torch.cat([torch.where(held < 0, -1, 0), cached.runs[:, past:]], dim=1)
+    q = F.pad(q_BHTK, (0, 0, past, 0))
+    return _by_window(q, keys, values, window, True, placement.positions, runs, slopes_H)[:, :, past:]
+
+
 def _mask(pattern: Pattern | None, causal: bool, positions: Tensor, runs: Tensor | None) -> Tensor | None:
     """bool (B or 1, T, T): the links, one document; None for all."""
     targets, sources = positions[:, :, None], positions[:, None, :]
@@ -114,7 +163,7 @@ def _by_window(
 ) -> Tensor:
     batch, _, time, _ = q_BHTK.shape
     order = None
-    links = 0 if torch.compiler.is_compiling() else _window_links(window, causal, batch, positions, runs)
+    links = 0 if torch.compiler.is_compiling() else _window_links(window, causal, batch, positions)
     if window.dilation > 1:
         # Positions with one remainder are a sequence of their own, in which the window has no gaps.
         order = tile_order(time, window.dilation, q_BHTK.device)
@@ -124,15 +173,11 @@ def _by_window(
     return tiled_attention(q_BHTK, k_BGTK, v_BGTK, slopes_H, runs, order, None, None, None, [], near, links)[0]
 
 
-def _window_links(window: Window, causal: bool, batch: int, positions: Tensor, runs: Tensor | None) -> int:
+def _window_links(window: Window, causal: bool, batch: int, positions: Tensor) -> int:
     """Pairs of target and source over all rows."""
-    time = positions.shape[1]
-    if runs is None and window.dilation == 1:
-        links = batch * causal_links(time, window.size)
-    else:
-        seen = (positions // window.dilation).clamp(max=window.size - 1) + 1
-        links = int(seen.sum()) * (batch // len(positions))
-    return links if causal else 2 * links - batch * time
+    seen = (positions // window.dilation).clamp(max=window.size - 1) + 1
+    links = int(seen.sum()) * (batch // len(positions))
+    return links if causal else 2 * links - batch * positions.shape[1]
 
 
 def _by_lists(
