@@ -186,6 +186,7 @@ def test_a_model_of_parallel_layers_generates_token_by_token() -> None:
         (8, {"combine": "concat", "widths": (8, 0)}, "at least 1"),
         (1, {"combine": "concat"}, "too small to share out to 2"),
         (8, {"mixers": (CONV, {"name": "lstm"})}, "'lstm' is not linear in a stream of values"),
+        (8, {"mixers": (CONV, {"name": "rwkv7", "value_residual": True})}, "waits for what a first layer hands on"),
         (8, {"mixers": (CONV, {"name": "conv", "stride": 2, "causal": False})}, "changes the length"),
     ],
 )

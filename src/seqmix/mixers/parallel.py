@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from seqmix.cost import Cost, linear_flops
 from seqmix.errors import InputError, unknown_name
-from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, place
+from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, SharingMixer, State, Traits, place
 from seqmix.mixers import create_mixer
 
 WAYS = ("sum", "concat")
@@ -78,7 +78,7 @@ class Parallel(Mixer):
     """The sum of mixers on x, or their outputs side by side between an in- and an out-projection.
 
     Raises:
-        InputError: a mixer whose matrix is a Jacobian, or one that changes the length.
+        InputError: a mixer whose matrix is a Jacobian, one that changes the length, one that waits for a first layer.
     """
 
     config_class = ParallelConfig
@@ -92,7 +92,13 @@ class Parallel(Mixer):
             create_mixer(entry["name"], width, **{key: value for key, value in entry.items() if key != "name"})
             for entry, width in zip(self.config.mixers, self.widths, strict=True)
         )
-        for entry, traits in zip(self.config.mixers, self._all_traits(), strict=True):
+        for entry, mixer in zip(self.config.mixers, self._parts(), strict=True):
+            traits = mixer.traits
+            if isinstance(mixer, SharingMixer) and mixer.needs_shared:
+                raise InputError(
+                    f"mixer {entry['name']!r} waits for what a first layer hands on, and mixers side by side hand "
+                    "nothing on: give it the options of a first layer"
+                )
             if traits.matrix != "exact":
                 raise InputError(
                     f"mixer {entry['name']!r} is not linear in a stream of values, so its matrix cannot stand beside "
