@@ -136,6 +136,7 @@ def test_files_of_contenders_have_names_of_their_own() -> None:
 REFUSED = {
     "transfomer": "did you mean 'transformer'",
     "transformer:positon=rope": "unknown option of model 'transformer:positon=rope' 'positon': did you mean 'position'",
+    "pool": "did you mean 'mixer:pool', a stack of that mixer",
     "transformer:as_is": "only a model of Hugging Face has a size of its own",
     "transformer:norm=[": "is not valid YAML",
     "mixer:nope": "needs --import FILE.py, which registers it",

@@ -46,8 +46,10 @@ AS_IS = "as_is"
 AnyConfig = SeqmixConfig | PreTrainedConfig
 LanguageModel = SeqmixForCausalLM | HuggingFaceModel
 
-_OPTION = re.compile(rf"{AS_IS}|[A-Za-z_]\w*=[^:]*")
 VOCABULARY = 258
+"""Of the config that is tried out when a model of Hugging Face is named; its sizes decide nothing."""
+
+_OPTION = re.compile(rf"{AS_IS}|[A-Za-z_]\w*=[^:]*")
 _LENGTHS = ("context", "length", "max_length")
 """What mixers call the longest sequence that they are made for."""
 
@@ -112,7 +114,9 @@ def contender(name: str) -> Contender:
         family = mixer_stack(base, chosen, own)
         return _checked(Contender(name=name.strip(), family=family, options=_without(options, own)), known)
     if base not in PRESETS:
-        raise unknown_name("model", base, [*PRESETS, *(f"{MIXER_PREFIX}{one}" for one in list_mixers())])
+        if base in list_mixers():
+            raise InputError(f"unknown model {base!r}: did you mean '{MIXER_PREFIX}{base}', a stack of that mixer?")
+        raise unknown_name("model", base, PRESETS)
     return _checked(Contender(name=name.strip(), family=preset(base), options=options))
 
 
