@@ -10,6 +10,7 @@ from typing import Any
 from seqmix.compare import statistics, units
 from seqmix.compare.crossings import Crossing, measured_crossings
 from seqmix.compare.results import Comparison, Contender, Crossover, ModelSummary, NotMatched, Results, Trial
+from seqmix.data import synthetic
 
 NOT_MATCHED = {
     "parameters": ("parameters", "without the embedding"),
@@ -62,7 +63,7 @@ def by_context(results: Results, model: str, field: str) -> dict[int, float]:
 
 def is_task(results: Results) -> bool:
     """Whether the data are a synthetic task, which is ranked by accuracy instead of bits per byte."""
-    return any(contender["accuracy"] is not None for contender in results["contenders"])
+    return synthetic.is_task(results["settings"]["data"])
 
 
 def score(entry: Contender | Trial | ModelSummary) -> float | None:

@@ -46,7 +46,8 @@ class TrainSettings:
     precision: "bfloat16" computes under autocast, with weights and optimizer in float32.
     device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one.
     evaluate_every: the share of the budget between two evaluations. evaluate_tokens: about how many held-out
-        tokens those read, spread evenly. final_evaluate_tokens: how many the last one reads. None: all of them.
+        tokens (of a task: answers) those read, spread evenly. final_evaluate_tokens: how many the last one reads.
+        None: all of them.
     stop_at_accuracy: an evaluation on the way that finds this accuracy of a synthetic task ends the training, whatever
         is left of the budget; None spends all of it.
     checkpoint_every_seconds: wall-clock time between checkpoints.
