@@ -234,8 +234,9 @@ def test_the_kit_passes_further_patterns(options: dict[str, Any]) -> None:
     assert {result.check: result.message for result in results if result.status != "passed"} == {}
 
 
-@pytest.mark.parametrize("pattern", ["window(30)", "window(9) | global_(3)", "window(12, dilation=2)"])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "pattern, packed", [("window(30)", False), ("window(9) | global_(3)", True), ("window(12, dilation=2)", True)]
+)
 def test_compiled_forms_are_one_graph(pattern: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     takes_tiles(monkeypatch)
     mixer = build(8, torch.float32, heads=2, pattern=pattern)
