@@ -16,9 +16,7 @@ def train(
     ] = None,
     valid: Annotated[str | None, typer.Option(help="The held-out part; by default a share of the documents.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="bytes, bpe:SIZE, or a tokenizer's path. [bytes]")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A model of `seqmix list`, mixer:NAME, hf:CONFIG.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="A model of `seqmix list`, mixer:NAME, hf:CONFIG.")] = None,
     params: Annotated[str | None, typer.Option(help="Size without the embedding, such as 300k or 10M. [1M]")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens in a row. [256; a task's own]")] = None,
     tokens: Annotated[str | None, typer.Option(help="Budget: training tokens, such as 2M.")] = None,
