@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from seqmix.models import create_model
-from seqmix.training.optimizer import decay_groups, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from seqmix.training.optimizer import decay_groups, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rate
 
 
 def tiny(name: str = "gated_conv") -> torch.nn.Module:
@@ -37,8 +37,7 @@ def test_every_parameter_is_in_one_group() -> None:
 def test_weight_decay_shrinks_only_its_group() -> None:
     model = tiny()
     optimizer = make_optimizer(model, weight_decay=0.5, betas=(0.9, 0.95))
-    for group in optimizer.param_groups:
-        group["lr"] = 0.1
+    set_rate(optimizer, 0.1)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -50,11 +49,22 @@ def test_weight_decay_shrinks_only_its_group() -> None:
         assert torch.equal(parameter, before[name]), name
 
 
+def test_what_a_mixer_trains_faster_has_its_own_rate() -> None:
+    model = tiny("rwkv7")
+    optimizer = make_optimizer(model, weight_decay=0.1, betas=(0.9, 0.95))
+    set_rate(optimizer, 1e-3)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    fast = {name for name, rate in rates.items() if rate == 2e-3}
+    assert fast == {name for name in rates if name.endswith("mixer.decay.base")} != set()
+    assert set(rates.values()) == {1e-3, 2e-3}
+    assert len(rates) == len(names)
+
+
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     ids = torch.arange(32).view(2, 16)
     model(input_ids=ids, labels=ids).loss.backward()
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-2
+    set_rate(optimizer, 1e-2)
     optimizer.step()
     optimizer.zero_grad()
 

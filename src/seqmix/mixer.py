@@ -285,6 +285,10 @@ class Mixer(nn.Module, ABC):
         """The names of parameters that weight decay must leave alone, besides biases and norms."""
         return set()
 
+    def rate_scales(self) -> dict[str, float]:
+        """Factors on the learning rate, by name, of parameters that the source trains faster or slower than others."""
+        return {}
+
     @property
     def num_parameters(self) -> int:
         """The number of trainable values."""

@@ -10,7 +10,7 @@ As a matrix: values are v; M[t, s] = r[t] · w[s+1] * ... * w[t-1] * k[s], and r
 the gate and W_o are the readout.
 
 Sizes and starting values are RWKV-LM's. Its optimizer decays the weights of the five square projections alone
-(`no_decay` names all others) and gives w0 twice the learning rate, which no config here expresses.
+(`no_decay` names all others) and gives w0 twice the learning rate (`rate_scales`).
 
 Shapes: B batch, T time, D model width, H heads, N head width.
 """
@@ -132,6 +132,9 @@ class RWKV6(Mixer):
     def no_decay(self) -> set[str]:
         decayed = {f"{name}.weight" for name in ("receptance", "key", "value", "gate", "output")}
         return {name for name, _ in self.named_parameters()} - decayed
+
+    def rate_scales(self) -> dict[str, float]:
+        return {"decay.base": 2.0}
 
     @property
     def traits(self) -> Traits:

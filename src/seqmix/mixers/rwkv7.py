@@ -13,7 +13,7 @@ As matrices: values are v; M[t, s] = k[s]ᵀ G[s+1] ... G[t] r[t] with G = diag(
 past the norm, a diagonal one, r · k * r_k. The rest is the readout.
 
 Sizes and starting values are RWKV-LM's. Its optimizer decays the weights of the four square projections alone
-(`no_decay` names all others) and gives w0 twice the learning rate, which no config here expresses.
+(`no_decay` names all others) and gives w0 twice the learning rate (`rate_scales`).
 
 Shapes: B batch, T time, D model width, H heads, N head width.
 """
@@ -161,6 +161,9 @@ class RWKV7(SharingMixer):
     def no_decay(self) -> set[str]:
         decayed = {f"{name}.weight" for name in ("receptance", "key", "value", "output")}
         return {name for name, _ in self.named_parameters()} - decayed
+
+    def rate_scales(self) -> dict[str, float]:
+        return {"decay.base": 2.0}
 
     @property
     def traits(self) -> Traits:

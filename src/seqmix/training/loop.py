@@ -22,7 +22,7 @@ from seqmix.models.contenders import LanguageModel, layers_of
 from seqmix.training.board import Board
 from seqmix.training.memory import PeakMemory, freed_memory_kept
 from seqmix.training.metrics import MetricsLog
-from seqmix.training.optimizer import make_optimizer
+from seqmix.training.optimizer import make_optimizer, set_rate
 from seqmix.training.processes import Processes
 from seqmix.training.progress import Progress, Reporter, Stopwatch
 from seqmix.training.run_folder import RunFolder
@@ -160,8 +160,7 @@ class Training:
     def _step(self, share: float, seconds: float) -> None:
         settings, progress = self.settings, self.progress
         rate = self.schedule.learning_rate(self.budget.share_of_next(progress.step, seconds))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         rows = settings.batch_size // settings.accumulate
         loss = torch.zeros((), device=self.device)
         for piece in range(settings.accumulate):

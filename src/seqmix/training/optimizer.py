@@ -1,4 +1,7 @@
-"""AdamW (arXiv 1711.05101) over two groups of parameters: those that weight decay shrinks and those it leaves alone."""
+"""AdamW (arXiv 1711.05101) over groups of parameters: those that weight decay shrinks and those it leaves alone.
+
+A mixer may also name parameters whose learning rate has a factor; they are groups of their own.
+"""
 
 from __future__ import annotations
 
@@ -37,17 +40,37 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
     return decayed, kept
 
 
+def rate_scales(model: nn.Module) -> dict[str, float]:
+    """Factors on the learning rate by parameter name, as the mixers name them; all others have 1."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales: dict[str, float] = {}
+    for module in model.modules():
+        if isinstance(module, Mixer):
+            named = dict(module.named_parameters())
+            scales.update({names[id(named[name])]: scale for name, scale in module.rate_scales().items()})
+    return scales
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of every group, times the group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate_scale"]
+
+
 def make_optimizer(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW, fused where the device has that (CPU and CUDA do); the schedule sets the rate before each step."""
-    decayed, kept = decay_groups(model)
-    groups: list[dict[str, Any]] = [
-        {"params": list(decayed.values()), "weight_decay": weight_decay},
-        {"params": list(kept.values()), "weight_decay": 0.0},
-    ]
-    parameters = [*decayed.values(), *kept.values()]
+    """AdamW, fused where the device has that (CPU and CUDA do); `set_rate` comes before each step."""
+    scales = rate_scales(model)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    parameters = []
+    for decay, named in zip((weight_decay, 0.0), decay_groups(model), strict=True):
+        for name, parameter in named.items():
+            scale = scales.get(name, 1.0)
+            group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "rate_scale": scale})
+            group["params"].append(parameter)
+            parameters.append(parameter)
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        list(groups.values()),
         lr=0.0,
         betas=betas,
         eps=1e-8,
