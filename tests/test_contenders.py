@@ -21,6 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from seqmix import mixers
 from seqmix.compare.opening import file_name
+from seqmix.compare.plan import PlanSettings, make_plan
+from seqmix.compare.prices import prices
 from seqmix.compare.run import run_comparison
 from seqmix.compare.settings import CompareSettings, parse_options
 from seqmix.errors import InputError
@@ -270,6 +272,17 @@ def test_as_is_keeps_every_size() -> None:
     config = solve("hf:gpt2:as_is", "300k", **SIZES)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
     assert config.vocab_size == 258
+
+
+def test_what_keeps_its_own_size_is_the_target_for_the_others(tmp_path: Path) -> None:
+    document = {"model_type": "gpt2", "n_layer": 3, "n_embd": 48, "n_head": 3}
+    (tmp_path / "small.json").write_text(json.dumps(document))
+    name = f"hf:{tmp_path / 'small.json'}:as_is"
+    plan = make_plan(PlanSettings(models=(name, "transformer", "hf:mistral"), context=64), prices())
+    first, second, third = plan["models"]
+    assert (first["width"], first["depth"], first["is_reach_known"]) == (48, 3, False)
+    assert second["parameters"] == pytest.approx(first["parameters"], rel=0.02)
+    assert third["parameters"] == pytest.approx(first["parameters"], rel=0.02)
 
 
 def test_options_hold_fields_under_either_name() -> None:
