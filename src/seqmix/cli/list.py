@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MODEL_WIDTH, MODEL_DEPTH, MODEL_CONTEXT = 64, 8, 1024
 """The size at which the layers of a model are looked at."""
 SHORT_LENGTHS = (512, 1024, 2048, 4096, 8192)
-LONG_LENGTHS = (4096, 8192, 16384, 32768, 65536)
+LONG_LENGTHS = (2048, 4096, 8192, 16384, 32768)
 """Long enough that the fixed cost of a call does not show, for mixers that are quick at them."""
 SECONDS_A_MIXER = 6.0
 QUICK_EXPONENT = 1.5
@@ -249,7 +249,7 @@ def _print_times(times: Mapping[str, TimeExponent]) -> None:
                 f"n^{time.claimed:.2f}",
                 f"n^{time.measured.value:.2f} ± {time.measured.error:.2f}",
                 f"{time.measured.first}–{time.measured.last}",
-                "" if time.measured.is_clear else "low: a call's fixed cost shows",
+                "" if time.measured.is_clear else "a call's fixed cost shows",
             )
             for name, time in times.items()
         ],
@@ -257,4 +257,4 @@ def _print_times(times: Mapping[str, TimeExponent]) -> None:
     )
     warning = busy_warning()
     if warning is not None:
-        typer.echo(f"\n{warning}")
+        _explain(warning)
