@@ -492,6 +492,9 @@ def test_an_unfinished_or_damaged_run_is_told_in_one_sentence(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"cannot be opened .*restore it"):
         open_model(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).model_type == "gpt2"
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 17}')
+    with pytest.raises(InputError, match="a config of type 'llama' is refused by transformers"):
+        open_model(tmp_path)
 
 
 # Files of the user's own.

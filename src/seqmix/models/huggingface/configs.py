@@ -121,8 +121,12 @@ def config_from_document(document: Mapping[str, Any]) -> PreTrainedConfig:
     kind = document.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise InputError(f"model_type is {kind!r}, which this transformers does not know: use the one that wrote it")
-    with quiet():
-        return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(dict(document)))
+    try:
+        with quiet():
+            return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(dict(document)))
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise InputError(f"a config of type {kind!r} is refused by transformers ({words[:200]}): mend it") from error
 
 
 def config_document(config: PreTrainedConfig) -> dict[str, Any]:
