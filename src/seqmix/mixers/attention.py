@@ -25,6 +25,7 @@ from seqmix.mixers.attention_cost import AttentionSizes, attention_cost
 from seqmix.mixers.attention_memory import MemoryState, memory_state
 from seqmix.mixers.attention_product import attend, attention_matrix, repeat_groups
 from seqmix.mixers.link_counts import count_links, links_of
+from seqmix.mixers.norms import RMSNorm
 from seqmix.mixers.rotary import apply_rotation, rotation
 from seqmix.mixers.slots import SlotState, append, empty_slots, filled, gather, held_by, remember
 from seqmix.mixers.sparse_attention import alibi, alibi_slopes, attend_by_links, attend_to_cached, links_and_bias
@@ -56,7 +57,7 @@ class Attention(Mixer):
         self.v_proj = nn.Linear(dim, self.groups * self.head_dim, bias=config.bias)
         self.o_proj = nn.Linear(self.heads * self.head_dim, dim, bias=config.bias)
         self.q_norm, self.k_norm = (
-            nn.RMSNorm(self.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
+            RMSNorm(self.head_dim, config.qk_norm_eps) if config.qk_norm else nn.Identity() for _ in range(2)
         )
         self.pattern, self.ring, self.kept = config.link_pattern, config.ring, config.kept
 

@@ -19,34 +19,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from seqmix.cost import Cost, linear_flops
 from seqmix.kernels.gate import swiglu
-from seqmix.kernels.norm import add_norm
 from seqmix.kernels.recompute import offer, recomputing
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixer, SharingMixer, State
 from seqmix.mixers import create_mixer
+from seqmix.mixers.norms import LayerNorm, RMSNorm
 from seqmix.models.config import SeqmixConfig
-
-
-class RMSNorm(nn.RMSNorm):
-    """torch's, through our kernels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.with_residual(x, None)[1]
-
-    def with_residual(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(x + y, or x without y; its norm)."""
-        assert self.eps is not None
-        return add_norm(x, y, self.weight, eps=self.eps)
-
-
-class LayerNorm(nn.LayerNorm):
-    """torch's, through our kernels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.with_residual(x, None)[1]
-
-    def with_residual(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(x + y, or x without y; its norm)."""
-        return add_norm(x, y, self.weight, self.bias, eps=self.eps, centred=True)
 
 
 def make_norm(config: SeqmixConfig) -> RMSNorm | LayerNorm:
