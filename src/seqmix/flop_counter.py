@@ -250,7 +250,8 @@ def _delta_rule(
     *rest: Any,
 ) -> int:
     """As the chunked form computes it."""
-    return len(r) * delta_rule.scan_flops(*r.shape[1:], v.shape[3], chunk)
+    batch, time, heads, width = r.shape
+    return batch * delta_rule.scan_flops(time, heads, width, v.shape[3], chunk)
 
 
 _FORMULAS_BY_NAME: dict[str, Formula] = {

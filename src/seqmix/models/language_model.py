@@ -379,7 +379,7 @@ class SeqmixForCausalLM(SeqmixPreTrainedModel, GenerationMixin):
         return positions_seen(self.mixers)
 
     def to_huggingface(self) -> PreTrainedModel:
-        """The Hugging Face model (Llama or Mamba-2) with these weights; see `seqmix.models.convert`."""
+        """The Hugging Face model (Llama, Mamba-2 or LFM2) with these weights; see `seqmix.models.convert`."""
         from seqmix.models.convert import to_huggingface
 
         return to_huggingface(self)
