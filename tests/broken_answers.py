@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seqmix.mixer import Mixed, Mixing, State, Traits, causal_mask
-from seqmix.mixers.recurrent import LSTM
+from seqmix.mixers.recurrent.lstm import LSTM
 
 
 class FirstStepWithoutBias(Gated):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from seqmix.kernels.depthwise_conv import DepthwiseConvState, depthwise_conv
-from seqmix.mixers.attention import Attention
+from seqmix.mixers.attention.attention import Attention
 from seqmix.mixers.convolution import DepthwiseConv, GatedConv
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from seqmix import create_mixer
 from seqmix.errors import InputError
 from seqmix.flop_counter import FlopCounter
-from seqmix.mixers.attention import Attention, usual_heads
+from seqmix.mixers.attention import Attention
 from seqmix.mixers.rotary import rotate
+from seqmix.mixers.sizes import usual_heads
 
 FLOAT32_TOLERANCE = 64 * torch.finfo(torch.float32).eps
 """Sums of at most 64 terms of size about 1."""

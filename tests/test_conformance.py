@@ -16,9 +16,9 @@ from vacuous_mixers import VACUOUS
 from seqmix.conformance import CHECKS, CheckResult, check_mixer, parametrize_with_checks, run_checks, summarize
 from seqmix.errors import InputError
 from seqmix.mixer import Mixer
-from seqmix.mixers.attention import Attention
+from seqmix.mixers.attention.attention import Attention
 from seqmix.mixers.convolution import DepthwiseConv, GatedConv
-from seqmix.mixers.recurrent import LSTM
+from seqmix.mixers.recurrent.lstm import LSTM
 
 # Compiling takes longer than all other checks together, so it is run only where it is to be rejected.
 QUICK = [name for name in CHECKS if name != "compiles"]

@@ -15,8 +15,8 @@ from seqmix.flop_counter import FlopCounter
 from seqmix.kernels.long_conv import modal
 from seqmix.kernels.long_conv.modal import Modes, scan, scan_by_step
 from seqmix.mixers import create_mixer
-from seqmix.mixers.distillation import distill
-from seqmix.mixers.modal_convolution import ModalConv
+from seqmix.mixers.long_convolution.distillation import distill
+from seqmix.mixers.long_convolution.modal_convolution import ModalConv
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:

@@ -39,7 +39,7 @@ from seqmix.generation.states import StepStates, from_bfloat16, to_bfloat16
 from seqmix.generation.text import AnyStream
 from seqmix.generation.weights import round_matrix, rounded_weights
 from seqmix.kernels.library import library, why_missing
-from seqmix.mixers.slots import SlotState
+from seqmix.mixers.attention.slots import SlotState
 from seqmix.models import ModelState, SeqmixForCausalLM
 
 FLOAT32_ROUNDING, BFLOAT16_ROUNDING = 2.0**-24, 2.0**-8

@@ -15,7 +15,7 @@ from seqmix.errors import InputError
 from seqmix.flop_counter import FlopCounter
 from seqmix.kernels.recurrent_loops import elman_loop, gru_loop, lstm_loop
 from seqmix.mixers import create_mixer
-from seqmix.mixers.recurrent_base import Recurrent
+from seqmix.mixers.recurrent.base import Recurrent
 
 DIM = 6
 MODULES = {"gru": nn.GRU, "rnn": nn.RNN}

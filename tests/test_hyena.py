@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqmix.errors import InputError
 from seqmix.mixers import create_mixer
-from seqmix.mixers.hyena import Hyena
+from seqmix.mixers.long_convolution.hyena import Hyena
 
 SMALL = {"filter_width": 8, "length": 24}
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import seqmix
 from seqmix.errors import InputError
-from seqmix.mixers.attention_config import AttentionConfig
-from seqmix.mixers.link_counts import count_links, links_of
-from seqmix.mixers.links import Pattern, bigbird, full, global_, longformer, random, window
-from seqmix.mixers.links_text import parse_pattern
+from seqmix.mixers.attention.config import AttentionConfig
+from seqmix.mixers.links.counts import count_links, links_of
+from seqmix.mixers.links.pattern import Pattern, bigbird, full, global_, longformer, random, window
+from seqmix.mixers.links.text import parse_pattern
 
 windows = st.builds(window, st.integers(1, 9))
 dilated = st.builds(lambda size, dilation: window(size, dilation=dilation), st.integers(1, 6), st.integers(2, 5))

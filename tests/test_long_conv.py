@@ -17,7 +17,7 @@ from seqmix.kernels.long_conv import block_length, long_conv, tile_length
 from seqmix.kernels.long_conv.fft import smooth_length
 from seqmix.mixer import Mixer
 from seqmix.mixers import create_mixer
-from seqmix.mixers.slots import widen
+from seqmix.mixers.attention.slots import widen
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from seqmix.errors import InputError
 from seqmix.mixers import create_mixer
-from seqmix.mixers.recurrent import LSTM
+from seqmix.mixers.recurrent.lstm import LSTM
 
 DIM = 6
 

@@ -85,9 +85,9 @@ def test_learned_positions_count_as_embedding() -> None:
 
 def test_attention_takes_its_own_positions() -> None:
     config = tiny("rope").config
-    assert config.embedding_position == "none" and config.mixer_of_layer(0)["rope"] is True
+    assert (config.embedding_position, config.mixer_of_layer(0)["rope"]) == ("none", True)
     config = tiny("sinusoidal").config
-    assert config.embedding_position == "sinusoidal" and config.mixer_of_layer(0)["rope"] is False
+    assert (config.embedding_position, config.mixer_of_layer(0)["rope"]) == ("sinusoidal", False)
     assert tiny("rope", "gated_conv").config.embedding_position == "rope"
 
 

@@ -12,7 +12,7 @@ from seqmix.errors import InputError
 from seqmix.flop_counter import FlopCounter
 from seqmix.kernels.decayed_attention import decayed_attention, scan_flops, step_flops
 from seqmix.mixers import create_mixer
-from seqmix.mixers.rwkv6 import RWKV6
+from seqmix.mixers.rwkv.rwkv6 import RWKV6
 from seqmix.training.optimizer import decay_groups
 
 DIM, OPTIONS = 12, {"head_dim": 4, "mix_rank": 3, "decay_rank": 2, "layer": 1, "layers": 3}

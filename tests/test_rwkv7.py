@@ -14,8 +14,8 @@ from seqmix.errors import InputError
 from seqmix.flop_counter import FlopCounter
 from seqmix.kernels.delta_rule import delta_rule, scan_flops, step_flops
 from seqmix.mixers import create_mixer
-from seqmix.mixers.rwkv7 import RWKV7
-from seqmix.mixers.rwkv_parts import default_rank
+from seqmix.mixers.rwkv.parts import default_rank
+from seqmix.mixers.rwkv.rwkv7 import RWKV7
 from seqmix.training.optimizer import decay_groups
 
 DIM, OPTIONS = 12, {"head_dim": 4, "decay_rank": 3, "rate_rank": 2, "value_rank": 3, "gate_rank": 4, "layers": 4}

@@ -21,15 +21,15 @@ from seqmix.export.lowering import CannotLowerError, lower
 from seqmix.flop_counter import FlopCounter
 from seqmix.generation import create_engine
 from seqmix.kernels.library import library, why_missing
-from seqmix.mixers import sparse_attention
-from seqmix.mixers.attention import Attention
-from seqmix.mixers.flex_attention import attend_by_blocks
-from seqmix.mixers.link_parts import Random
-from seqmix.mixers.links import random
-from seqmix.mixers.links_text import parse_pattern
-from seqmix.mixers.sparse_attention import alibi_slopes, attend_by_links
-from seqmix.mixers.tile_layouts import Near
-from seqmix.mixers.tiled_attention import mix_tiles
+from seqmix.mixers.attention import sparse
+from seqmix.mixers.attention.attention import Attention
+from seqmix.mixers.attention.flex import attend_by_blocks
+from seqmix.mixers.attention.sparse import alibi_slopes, attend_by_links
+from seqmix.mixers.attention.tile_layouts import Near
+from seqmix.mixers.attention.tiled import mix_tiles
+from seqmix.mixers.links.parts import Random
+from seqmix.mixers.links.pattern import random
+from seqmix.mixers.links.text import parse_pattern
 from seqmix.models import SeqmixForCausalLM
 from seqmix.models.config import SeqmixConfig
 
@@ -69,7 +69,7 @@ def documents(batch: int, time: int) -> Tensor:
 
 def takes_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles at any length; otherwise they begin where they pay."""
-    monkeypatch.setattr(sparse_attention, "_pays", lambda pattern, q, causal: q.dtype != torch.float64)
+    monkeypatch.setattr(sparse, "_pays", lambda pattern, q, causal: q.dtype != torch.float64)
 
 
 def gradients(mixer: Attention, x: Tensor, cotangent: Tensor, ids: Tensor | None) -> list[Tensor]:

@@ -34,9 +34,9 @@ from seqmix.export.program import (
     StateSpace,
 )
 from seqmix.mixer import Mixer
-from seqmix.mixers.attention import Attention
+from seqmix.mixers.attention.attention import Attention
 from seqmix.mixers.convolution import ConvSamba, DepthwiseConv, GatedConv
-from seqmix.mixers.recurrent import LSTM
+from seqmix.mixers.recurrent.lstm import LSTM
 from seqmix.mixers.state_space import Mamba2
 from seqmix.models import SeqmixForCausalLM
 from seqmix.models.block import Block, FeedForward

@@ -22,7 +22,7 @@ from seqmix.errors import InputError
 from seqmix.generation.engine import Engine, Logits
 from seqmix.generation.weights import WeightType, with_packed_weights
 from seqmix.mixer import State
-from seqmix.mixers.slots import SlotState, widen
+from seqmix.mixers.attention.slots import SlotState, widen
 from seqmix.models import ModelState, SeqmixForCausalLM
 
 WARM_UPS = 3

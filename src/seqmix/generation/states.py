@@ -22,7 +22,7 @@ from seqmix.export.program import Cache, Program
 from seqmix.generation.large_pages import LARGE_PAGE, empty_block
 from seqmix.kernels.depthwise_conv.channels import Group
 from seqmix.mixer import State
-from seqmix.mixers.slots import SlotState
+from seqmix.mixers.attention.slots import SlotState
 from seqmix.models import ModelState, SeqmixForCausalLM
 
 RingType = Literal["f32", "bf16"]

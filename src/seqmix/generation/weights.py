@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from seqmix.errors import unknown_name
 from seqmix.export.int8 import to_int8
-from seqmix.mixers.recurrent import LSTM
+from seqmix.mixers.recurrent.lstm import LSTM
 from seqmix.models import SeqmixForCausalLM
 
 WeightType = Literal["f32", "bf16", "int8"]

@@ -21,16 +21,8 @@ from seqmix.errors import InputError
 from seqmix.kernels.depthwise_conv import DepthwiseConvState, empty_state, group_channels
 from seqmix.kernels.dynamic_conv import dynamic_conv, dynamic_conv_step
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits
-from seqmix.mixers.attention import usual_heads
 from seqmix.mixers.convolution import ConvState
-
-
-def check_sizes(config: Any, *names: str) -> None:
-    """Refuses sizes below 1; None is no size."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
+from seqmix.mixers.sizes import usual_heads
 
 
 class BandMixer(Mixer):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from seqmix.cost import Cost, causal_links, linear_flops
 from seqmix.errors import InputError
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.slots import SlotState, append, empty_slots, filled, gather, remember, visible
+from seqmix.mixers.attention.slots import SlotState, append, empty_slots, filled, gather, remember, visible
 
 INITIAL_NOISE = 0.1
 """The spread of the first weights around the causal mean, as a share of it."""

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from seqmix.cost import linear_flops
 from seqmix.kernels.depthwise_conv import DepthwiseConvState, depthwise_conv, depthwise_conv_step
 from seqmix.mixer import Traits
-from seqmix.mixers.band import BandMixer, check_sizes
+from seqmix.mixers.band import BandMixer
+from seqmix.mixers.sizes import check_sizes
 
 SOFTMAX_FLOPS = 4
 """Maximum, difference, exponential and division, for each tap."""

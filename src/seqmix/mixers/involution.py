@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from seqmix.cost import linear_flops
 from seqmix.errors import InputError
 from seqmix.kernels.norm import add_norm
-from seqmix.mixers.band import BandMixer, check_sizes
+from seqmix.mixers.band import BandMixer
+from seqmix.mixers.sizes import check_sizes
 
 USUAL_GROUP_WIDTH = 16
 

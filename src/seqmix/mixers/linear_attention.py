@@ -24,7 +24,7 @@ from seqmix.errors import InputError
 from seqmix.kernels.linear_attention import attend_both_ways
 from seqmix.kernels.state_space import scan_flops, state_space_scan, state_space_step, step_flops
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.attention_config import usual_heads
+from seqmix.mixers.sizes import check_sizes, heads_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +54,6 @@ class LinearAttentionState(State):
     """
 
     sums: Tensor
-
-
-def check_sizes(config: Any, *names: str) -> None:
-    """Refuses the fields of a config that are below 1; None is not looked at."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
-
-
-def heads_of(dim: int, heads: int | None) -> int:
-    """The number of heads for a width; an InputError where they do not divide it."""
-    if heads is None:
-        return usual_heads(dim)
-    if dim % heads:
-        raise InputError(f"heads is {heads}, which does not divide dim {dim}: choose a divisor")
-    return heads
 
 
 def no_past(mixer: Mixer, state: State | None) -> None:

@@ -29,9 +29,10 @@ from seqmix.errors import InputError
 from seqmix.kernels.documents import Placement
 from seqmix.kernels.linear_attention import attend_both_ways
 from seqmix.mixer import Mixed, Mixer, Mixing, State, Traits, place
-from seqmix.mixers.attention_cost import SOFTMAX_FLOPS
-from seqmix.mixers.attention_product import attend, attention_matrix
-from seqmix.mixers.linear_attention import check_sizes, heads_of, no_past
+from seqmix.mixers.attention.cost import SOFTMAX_FLOPS
+from seqmix.mixers.attention.product import attend, attention_matrix
+from seqmix.mixers.linear_attention import no_past
+from seqmix.mixers.sizes import check_sizes, heads_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,8 @@ from seqmix.kernels.linear_attention import (
     exponential_weights,
 )
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.linear_attention import check_sizes, heads_of, no_past
+from seqmix.mixers.linear_attention import no_past
+from seqmix.mixers.sizes import check_sizes, heads_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ from seqmix.cost import Cost, linear_flops
 from seqmix.errors import InputError
 from seqmix.kernels.state_space import decayed_weights, scan_flops, state_space_scan, state_space_step, step_flops
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.linear_attention import check_sizes, heads_of
 from seqmix.mixers.rotary import apply_rotation, rotation
+from seqmix.mixers.sizes import check_sizes, heads_of
 
 INITIAL_GAIN = 2**-2.5
 """Of W_q, W_k, W_v and W_g in the authors' code, so that the sums begin small; W_o begins with 1."""

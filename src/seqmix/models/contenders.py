@@ -38,7 +38,7 @@ from seqmix.models.huggingface import (
 )
 from seqmix.models.language_model import SeqmixForCausalLM
 from seqmix.models.presets import PRESETS, Preset, preset
-from seqmix.models.presets.preset import feed_forward_width, head_count
+from seqmix.models.presets.base import feed_forward_width, head_count
 
 MIXER_PREFIX = "mixer:"
 AS_IS = "as_is"

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from seqmix.errors import InputError, unknown_name
-from seqmix.models.presets.preset import head_count
+from seqmix.models.presets.base import head_count
 
 PREFIX = "hf:"
 

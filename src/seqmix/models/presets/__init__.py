@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from seqmix.errors import unknown_name
 from seqmix.models.presets import attention, convolution, recurrence
-from seqmix.models.presets.preset import POSITIONS, Preset
+from seqmix.models.presets.base import POSITIONS, Preset
 
 PRESETS = {preset.name: preset for family in (attention, convolution, recurrence) for preset in family.PRESETS}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from seqmix.models.presets.preset import Preset, attention, feed_forward_width, shared_heads
+from seqmix.models.presets.base import Preset, attention, feed_forward_width, shared_heads
 
 
 def _transformer(width: int, depth: int, context: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from seqmix.models.presets.preset import (
+from seqmix.models.presets.base import (
     Preset,
     attention,
     dilations_within,

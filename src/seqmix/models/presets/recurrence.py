@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from seqmix.models.presets.preset import Preset, feed_forward_width, head_count
+from seqmix.models.presets.base import Preset, feed_forward_width, head_count
 
 
 def _mamba2(width: int, depth: int, context: int) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seqmix.mixers.link_parts import Global, Random, Window
-from seqmix.mixers.links import Pattern
-from seqmix.mixers.tile_layouts import TILE, Lists
+from seqmix.mixers.attention.tile_layouts import TILE, Lists
+from seqmix.mixers.links.parts import Global, Random, Window
+from seqmix.mixers.links.pattern import Pattern
 
 GROWTH = 1.25
 """Tiles of a group have at most so many times the sources of each other, which bounds the padding."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqmix.cost import linear_flops
-from seqmix.mixers.online_convolution import TapFilter
+from seqmix.mixers.long_convolution.online_convolution import TapFilter
 
 FADED = 0.01
 """What a channel's window has come to after slow_decay or fast_decay times L positions."""

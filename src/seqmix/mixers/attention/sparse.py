@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seqmix.kernels.documents import Placement
-from seqmix.mixers.attention_product import attend
-from seqmix.mixers.link_parts import Global, Random, Window
-from seqmix.mixers.links import Pattern
-from seqmix.mixers.slots import Cached, visible
-from seqmix.mixers.tile_layouts import TILE
-from seqmix.mixers.tile_lists import stride_of, tile_lists, tile_order, whole_lists
-from seqmix.mixers.tile_operator import tiled_attention
+from seqmix.mixers.attention.product import attend
+from seqmix.mixers.attention.slots import Cached, visible
+from seqmix.mixers.attention.tile_layouts import TILE
+from seqmix.mixers.attention.tile_lists import stride_of, tile_lists, tile_order, whole_lists
+from seqmix.mixers.attention.tile_operator import tiled_attention
+from seqmix.mixers.links.parts import Global, Random, Window
+from seqmix.mixers.links.pattern import Pattern
 
 
 def alibi_slopes(heads: int, device: torch.device | None = None) -> Tensor:
@@ -59,7 +59,7 @@ def attend_by_links(
     """
     if pattern is not None and not pattern.is_full and _pays(pattern, q_BHTK, causal):
         if q_BHTK.device.type == "cuda":
-            from seqmix.mixers.flex_attention import attend_by_blocks, can_run
+            from seqmix.mixers.attention.flex import attend_by_blocks, can_run
 
             if can_run(q_BHTK):
                 return attend_by_blocks(q_BHTK, k_BGTK, v_BGTK, pattern, causal, positions, runs, slopes_H)

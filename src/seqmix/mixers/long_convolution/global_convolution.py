@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from seqmix.cost import Cost, linear_flops
 from seqmix.errors import InputError
 from seqmix.mixer import Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.long_filter import LongFilter
-from seqmix.mixers.online_convolution import TapFilter
+from seqmix.mixers.long_convolution.long_filter import LongFilter
+from seqmix.mixers.long_convolution.online_convolution import TapFilter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from seqmix.errors import InputError
 from seqmix.mixer import State
-from seqmix.mixers.slots import widen
+from seqmix.mixers.attention.slots import widen
 
 
 @dataclass

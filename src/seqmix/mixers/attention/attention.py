@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from seqmix.cost import Cost, causal_links
 from seqmix.errors import InputError
 from seqmix.mixer import Mixed, Mixer, Mixing, State, Traits, place
-from seqmix.mixers.attention_config import AttentionConfig, usual_heads
-from seqmix.mixers.attention_cost import AttentionSizes, attention_cost
-from seqmix.mixers.attention_memory import MemoryState, memory_state
-from seqmix.mixers.attention_product import attend, attention_matrix, repeat_groups
-from seqmix.mixers.link_counts import count_links, links_of
+from seqmix.mixers.attention.config import AttentionConfig
+from seqmix.mixers.attention.cost import AttentionSizes, attention_cost
+from seqmix.mixers.attention.memory import MemoryState, memory_state
+from seqmix.mixers.attention.product import attend, attention_matrix, repeat_groups
+from seqmix.mixers.attention.slots import SlotState, append, empty_slots, filled, gather, held_by, remember
+from seqmix.mixers.attention.sparse import alibi, alibi_slopes, attend_by_links, attend_to_cached, links_and_bias
+from seqmix.mixers.links.counts import count_links, links_of
 from seqmix.mixers.norms import RMSNorm
 from seqmix.mixers.rotary import apply_rotation, rotation
-from seqmix.mixers.slots import SlotState, append, empty_slots, filled, gather, held_by, remember
-from seqmix.mixers.sparse_attention import alibi, alibi_slopes, attend_by_links, attend_to_cached, links_and_bias
+from seqmix.mixers.sizes import usual_heads
 
 
 class Attention(Mixer):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from seqmix.cost import Cost, linear_flops
 from seqmix.mixer import BOOKKEEPING_BYTES
-from seqmix.mixers.attention_config import AttentionConfig
+from seqmix.mixers.attention.config import AttentionConfig
 
 SOFTMAX_FLOPS = 5
 """Scale, maximum, difference, exponential and division, for each link of each head."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from seqmix.cost import causal_links
-from seqmix.mixers.link_parts import Global, Random, Window
-from seqmix.mixers.links import Pattern
+from seqmix.mixers.links.parts import Global, Random, Window
+from seqmix.mixers.links.pattern import Pattern
 
 LISTED_AT_ONCE = 1 << 22
 """Listed links that are in memory together."""

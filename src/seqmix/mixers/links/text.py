@@ -15,7 +15,7 @@ from functools import lru_cache, reduce
 from operator import or_
 
 from seqmix.errors import InputError, unknown_name
-from seqmix.mixers.links import Pattern, bigbird, full, global_, longformer, random, window
+from seqmix.mixers.links.pattern import Pattern, bigbird, full, global_, longformer, random, window
 
 _Value = int | list[int]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqmix.mixers.links import Pattern
+from seqmix.mixers.links.pattern import Pattern
 
 SMALLEST_WIDTH = 16
 """The narrowest head that the compiled kernels take."""

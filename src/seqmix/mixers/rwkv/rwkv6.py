@@ -35,8 +35,8 @@ from seqmix.kernels.decayed_attention import (
     step_flops,
 )
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.rwkv_parts import LayerConfig, LowRank, head_width, line, norm_heads, orthogonal_, ramp
-from seqmix.mixers.token_shift import ShiftState, last_input, shift_alone, token_shift
+from seqmix.mixers.rwkv.parts import LayerConfig, LowRank, head_width, line, norm_heads, orthogonal_, ramp
+from seqmix.mixers.rwkv.token_shift import ShiftState, last_input, shift_alone, token_shift
 
 MU_POWERS = {"w": 1.0, "k": 1.0, "v": 1.0, "r": 0.5, "g": 0.5}
 """Who reads x beside the input before it: in the first layer mu of channel c starts at 1 - (c / D)^power."""

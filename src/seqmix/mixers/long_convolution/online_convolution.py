@@ -29,8 +29,16 @@ from seqmix.kernels.long_conv import (
     tile_length,
 )
 from seqmix.mixer import BOOKKEEPING_BYTES, State
-from seqmix.mixers.long_filter import LongFilter
-from seqmix.mixers.slots import FIRST_GROWTH, SlotState, append, check_room, empty_slots, held_positions, widen
+from seqmix.mixers.attention.slots import (
+    FIRST_GROWTH,
+    SlotState,
+    append,
+    check_room,
+    empty_slots,
+    held_positions,
+    widen,
+)
+from seqmix.mixers.long_convolution.long_filter import LongFilter
 
 
 @dataclass

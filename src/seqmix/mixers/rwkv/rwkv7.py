@@ -33,7 +33,7 @@ from seqmix.cost import Cost, linear_flops
 from seqmix.errors import InputError
 from seqmix.kernels.delta_rule import delta_rule, delta_rule_step, mixing_weights, scan_flops, step_flops
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixing, SharingMixer, State, Traits, causal_mask, place
-from seqmix.mixers.rwkv_parts import (
+from seqmix.mixers.rwkv.parts import (
     LayerConfig,
     LowRank,
     default_rank,
@@ -43,7 +43,7 @@ from seqmix.mixers.rwkv_parts import (
     orthogonal_,
     ramp,
 )
-from seqmix.mixers.token_shift import ShiftState, last_input, shift_alone, token_shift
+from seqmix.mixers.rwkv.token_shift import ShiftState, last_input, shift_alone, token_shift
 
 MU_POWERS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 """Who reads x beside the input before it: in the first layer mu of channel c starts at 1 - (c / D)^power."""

@@ -28,9 +28,9 @@ from seqmix.kernels.documents import Placement
 from seqmix.kernels.long_conv import long_conv_flops
 from seqmix.kernels.long_conv.modal import CHUNK, Modes, scan, scan_by_step, scan_flops, step
 from seqmix.mixer import BOOKKEEPING_BYTES, State
-from seqmix.mixers.global_convolution import GatedLongMixer, PlainLongMixer
-from seqmix.mixers.hyena import HyenaMixer, check_hyena
-from seqmix.mixers.long_filter import LongFilter
+from seqmix.mixers.long_convolution.global_convolution import GatedLongMixer, PlainLongMixer
+from seqmix.mixers.long_convolution.hyena import HyenaMixer, check_hyena
+from seqmix.mixers.long_convolution.long_filter import LongFilter
 
 LONGEST_DECAY = 1000.0
 """Positions: time constants are drawn between 1 and this, evenly in the log."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqmix.mixers.tile_layouts import TILE, Layout, Listed, Lists, Near
-from seqmix.mixers.tiled_attention import mix_tiles, mix_tiles_backward
+from seqmix.mixers.attention.tile_layouts import TILE, Layout, Listed, Lists, Near
+from seqmix.mixers.attention.tiled import mix_tiles, mix_tiles_backward
 
 
 def _layout(

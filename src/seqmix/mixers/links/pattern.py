@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from seqmix.errors import InputError
-from seqmix.mixers.link_parts import Full, Global, Part, Random, Window, at_least
+from seqmix.mixers.links.parts import Full, Global, Part, Random, Window, at_least
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from seqmix.errors import InputError
-from seqmix.mixers.links import Pattern, window
-from seqmix.mixers.links_text import parse_pattern
-
-USUAL_HEAD_DIM = 64
+from seqmix.mixers.links.pattern import Pattern, window
+from seqmix.mixers.links.text import parse_pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +68,3 @@ class AttentionConfig:
     def kept(self) -> int:
         """The first positions that the state holds besides."""
         return 0 if self.link_pattern is None or self.ring is None else self.link_pattern.kept
-
-
-def usual_heads(dim: int) -> int:
-    """The number of heads that divides dim with widths near 64, even ones where dim is even."""
-    divisors = [heads for heads in range(1, dim + 1) if dim % heads == 0]
-    return min(divisors, key=lambda heads: (dim // heads % 2, abs(dim // heads - USUAL_HEAD_DIM)))

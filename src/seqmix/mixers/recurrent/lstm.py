@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from seqmix.errors import InputError
 from seqmix.kernels.documents import Placement, begins
 from seqmix.kernels.recurrent_loops import lstm_cell, lstm_loop
-from seqmix.mixers.recurrent_base import Recurrent, RecurrentConfig, RecurrentState, runs_of
+from seqmix.mixers.recurrent.base import Recurrent, RecurrentConfig, RecurrentState, runs_of
 
 SHORTEST_SPAN = 8
 """The fused form pays from about this many positions a call on; where documents are shorter, the loop is faster."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from seqmix.cost import Cost, linear_flops
 from seqmix.errors import InputError
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.rwkv_parts import LayerConfig, orthogonal_, ramp
-from seqmix.mixers.token_shift import ShiftState, last_input, token_shift
+from seqmix.mixers.rwkv.parts import LayerConfig, orthogonal_, ramp
+from seqmix.mixers.rwkv.token_shift import ShiftState, last_input, token_shift
 
 
 @dataclass(frozen=True, kw_only=True)

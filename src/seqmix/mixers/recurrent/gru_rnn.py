@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from seqmix.kernels.documents import Placement
 from seqmix.kernels.recurrent_loops import elman_loop, gru_cell, gru_loop
-from seqmix.mixers.recurrent_base import Recurrent, RecurrentConfig, runs_of
+from seqmix.mixers.recurrent.base import Recurrent, RecurrentConfig, runs_of
 
 
 class GRU(Recurrent):

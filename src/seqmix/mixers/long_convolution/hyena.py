@@ -35,8 +35,8 @@ from seqmix.kernels.depthwise_conv import (
     group_channels,
 )
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
-from seqmix.mixers.implicit_filter import ImplicitFilter
-from seqmix.mixers.long_filter import LongFilter, Pass
+from seqmix.mixers.long_convolution.implicit_filter import ImplicitFilter
+from seqmix.mixers.long_convolution.long_filter import LongFilter, Pass
 
 
 @dataclass

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from seqmix.errors import InputError
 from seqmix.kernels.long_conv.modal import Modes
 from seqmix.mixer import Mixer
-from seqmix.mixers.global_convolution import GatedGlobalConv, GlobalConv
-from seqmix.mixers.hyena import Hyena
-from seqmix.mixers.modal_convolution import (
+from seqmix.mixers.long_convolution.global_convolution import GatedGlobalConv, GlobalConv
+from seqmix.mixers.long_convolution.hyena import Hyena
+from seqmix.mixers.long_convolution.modal_convolution import (
     GatedModalConv,
     GatedModalConvConfig,
     ModalConv,
@@ -34,7 +34,7 @@ from seqmix.mixers.modal_convolution import (
     ModalHyena,
     ModalHyenaConfig,
 )
-from seqmix.mixers.online_convolution import TapFilter
+from seqmix.mixers.long_convolution.online_convolution import TapFilter
 
 ROWS = 256
 """The most rows of a Hankel matrix, and so the most singular directions that are told apart."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqmix.mixers.tile_layouts import TILE, Chunk, Layout, Near
+from seqmix.mixers.attention.tile_layouts import TILE, Chunk, Layout, Near
 
 LOWEST = -1e30
 """Stands for the largest score of a row that sees nothing, so that no difference of infinities is formed."""
