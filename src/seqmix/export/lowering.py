@@ -35,7 +35,8 @@ from seqmix.export.program import (
 )
 from seqmix.mixer import Mixer
 from seqmix.mixers.attention.attention import Attention
-from seqmix.mixers.convolution import ConvSamba, DepthwiseConv, GatedConv
+from seqmix.mixers.convolution import DepthwiseConv, GatedConv
+from seqmix.mixers.convsamba import ConvSamba
 from seqmix.mixers.recurrent.lstm import LSTM
 from seqmix.mixers.state_space import Mamba2
 from seqmix.models import SeqmixForCausalLM

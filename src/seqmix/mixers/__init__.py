@@ -14,7 +14,7 @@ _BUILT_IN = {
     "bytenet": "seqmix.mixers.bytenet:ByteNet",
     "conv": "seqmix.mixers.full_convolution:Conv",
     "convs2s": "seqmix.mixers.convs2s:ConvS2S",
-    "convsamba": "seqmix.mixers.convolution:ConvSamba",
+    "convsamba": "seqmix.mixers.convsamba:ConvSamba",
     "dense": "seqmix.mixers.dense:Dense",
     "depthwise_conv": "seqmix.mixers.convolution:DepthwiseConv",
     "dynamic_conv": "seqmix.mixers.dynamic_convolution:DynamicConv",

@@ -2,7 +2,6 @@
 
     depthwise_conv:  y[t] = sum_k w_k * x[t - (K - 1 - k) * d] + b                           element-wise products
     gated_conv:      B, C, u = W_in x;  y = W_out (C * conv(B * u))      LFM2's short convolution, arXiv 2511.23404
-    convsamba:       y = conv(x) * SwiGLU(x),  SwiGLU(x) = silu(W_1 x) * W_2 x       kernel 32, dilations by head
 
 Every channel has a kernel of its own; heads are neighbouring channels that share a dilation.
 
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seqmix.cost import Cost, linear_flops
 from seqmix.errors import InputError
@@ -30,7 +28,6 @@ from seqmix.kernels.depthwise_conv import (
     empty_state,
     gated_depthwise_conv,
     group_channels,
-    swiglu_depthwise_conv,
 )
 from seqmix.kernels.recompute import offer
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits
@@ -54,7 +51,7 @@ class DepthwiseConvConfig:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _check_kernel(self)
+        check_kernel(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,36 +65,10 @@ class GatedConvConfig:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        _check_kernel(self)
+        check_kernel(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvSambaConfig:
-    """kernel: taps. context: the dilations 1, 2, 4, ... go on while kernel * dilation stays within it.
-
-    dilation: None for that rule, or a tuple that the heads cycle through. heads: None for one a dilation.
-    """
-
-    kernel: int = 32
-    context: int = 8192
-    heads: int | None = None
-    dilation: tuple[int, ...] | None = None
-    causal: bool = True
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        _check_kernel(self)
-
-    @property
-    def dilations(self) -> tuple[int, ...]:
-        """The dilations in use."""
-        if self.dilation is not None:
-            return self.dilation
-        count = max(1, int(math.log2(max(1, self.context // self.kernel))) + 1)
-        return tuple(2**power for power in range(count))
-
-
-def _check_kernel(config: Any) -> None:
+def check_kernel(config: Any) -> None:
     """Refuses sizes below 1 and turns the list that JSON makes of a tuple back into one."""
     if isinstance(config.dilation, list):
         object.__setattr__(config, "dilation", tuple(config.dilation))
@@ -119,8 +90,8 @@ def spread_over_heads(dim: int, heads: int, values: Sequence[int]) -> tuple[int,
     return tuple(values[turn] for turn, width in zip(turns, widths, strict=True) for _ in range(width))
 
 
-class _DepthwiseMixer(Mixer):
-    """What the three mixers share: readout(conv(values(x))), with values and readout position by position."""
+class DepthwiseMixer(Mixer):
+    """What these mixers and ConvSamba share: readout(conv(values(x))), with values and readout position by position."""
 
     def __init__(self, dim: int, config: Any = None) -> None:
         super().__init__(dim, config)
@@ -265,7 +236,7 @@ def _fields(state: DepthwiseConvState) -> tuple[Tensor, Tensor, Tensor]:
     return state.position, state.document, state.past
 
 
-class DepthwiseConv(_DepthwiseMixer):
+class DepthwiseConv(DepthwiseMixer):
     """y = conv(x): values and readout are the identity (and the bias)."""
 
     config_class = DepthwiseConvConfig
@@ -297,7 +268,7 @@ class DepthwiseConv(_DepthwiseMixer):
         return 0, 0
 
 
-class GatedConv(_DepthwiseMixer):
+class GatedConv(DepthwiseMixer):
     """y = W_out (C * conv(B * u)) with B, C, u = W_in x: an input gate, the convolution, an output gate."""
 
     config_class = GatedConvConfig
@@ -328,40 +299,3 @@ class GatedConv(_DepthwiseMixer):
 
     def _position_cost(self) -> tuple[int, int]:
         return linear_flops(1, self.dim, 4 * self.dim), 2 * self.dim
-
-
-class ConvSamba(_DepthwiseMixer):
-    """y = conv(x) * silu(W_1 x) * W_2 x: a wide dilated convolution times a SwiGLU gate of the same input."""
-
-    config_class = ConvSambaConfig
-
-    def __init__(self, dim: int, config: ConvSambaConfig | None = None) -> None:
-        super().__init__(dim, config)
-        self.gate = nn.Linear(dim, 2 * dim)
-        self.reset_parameters()
-
-    @classmethod
-    def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
-        return [
-            (7, {"kernel": 5, "context": 20}),
-            (12, {"context": 128}),
-            (6, {"kernel": 4, "dilation": (2,), "heads": 2}),
-            (5, {"kernel": 3, "context": 9, "causal": False, "bias": False}),
-        ]
-
-    def _dilations(self) -> tuple[int, ...]:
-        return self.config.dilations
-
-    def _mix(self, x: Tensor, *weights: Any, **how: Any) -> tuple[Tensor, DepthwiseConvState | None]:
-        return swiglu_depthwise_conv(x, self.gate(x), *weights, **how)
-
-    def _values(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        first, second = self.gate(x).chunk(2, dim=-1)
-        return x, F.silu(first) * second
-
-    def _readout(self, convolved: Tensor, gate: Tensor | None) -> Tensor:
-        assert gate is not None
-        return convolved * gate
-
-    def _position_cost(self) -> tuple[int, int]:
-        return linear_flops(1, self.dim, 2 * self.dim), 8 * self.dim
