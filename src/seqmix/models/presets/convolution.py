@@ -137,7 +137,7 @@ PRESETS = (
     ),
     Preset(
         name="dynamic_conv",
-        summary="DynamicConv: the same with kernels computed from each position, SwiGLU feed-forward",
+        summary="DynamicConv: kernels 3, 7, 15, 31 by layer, computed from each position, SwiGLU feed-forward",
         build=_dynamic_conv,
         rate=3e-3,
     ),
