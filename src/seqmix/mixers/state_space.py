@@ -32,9 +32,9 @@ from seqmix.kernels.depthwise_conv import (
     empty_state,
     group_channels,
 )
-from seqmix.kernels.norm import gated_rms_norm
 from seqmix.kernels.state_space import decayed_weights, scan_flops, state_space_scan, state_space_step, step_flops
 from seqmix.mixer import BOOKKEEPING_BYTES, Mixed, Mixer, Mixing, State, Traits, causal_mask, place
+from seqmix.mixers.norms import GatedRMSNorm
 
 
 @dataclass
@@ -110,19 +110,6 @@ class _Projected(NamedTuple):
     gate: Tensor
     channels: Tensor
     dt: Tensor
-
-
-class GatedRMSNorm(nn.Module):
-    """weight * RMSNorm(x * silu(gate)), each group of channels normalised on its own, in float32 or wider."""
-
-    def __init__(self, width: int, groups: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.groups = groups
-        self.eps = eps
-
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return gated_rms_norm(x, gate, self.weight, eps=self.eps, groups=self.groups)
 
 
 class Mamba2(Mixer):
