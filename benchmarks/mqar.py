@@ -1,7 +1,7 @@
 """Multi-query associative recall for several mixers, in a reduced form of the paper's protocol (arXiv 2312.04927).
 
     python benchmarks/mqar.py [--contenders attention,mamba2,...] [--widths 64,128] [--sizes 64:4,128:8]
-        [--rates 1e-2,4.6e-3] [--epochs 8] [--examples 10000] [--threads 1] [--out FILE] [--quick] [--json]
+        [--rates 1e-2,4.6e-3] [--epochs 8] [--weight-decay 0.5] [--examples 10000] [--threads 1] [--out FILE] [--quick] [--json]
 
 A contender is two layers of one mixer without feed-forward, one head where it has heads, over a vocabulary of 8192
 (64 with --quick) with tied embeddings; attention has rotary positions, which are learned from fewer rows than the
@@ -52,7 +52,6 @@ PAPER = {
 """Accuracy at length 64, width 64, read off the paper's figure 2: of the same mixer, or of the nearest it has."""
 
 BATCH = 128
-WEIGHT_DECAY = 0.5
 SOME_ANSWERS = 2000
 """Held-out answers that are looked at on the way."""
 
@@ -87,12 +86,12 @@ def build(mixer: str, width: int, length: int, vocabulary: int) -> SeqmixForCaus
     )
 
 
-def make_optimizer(model: SeqmixForCausalLM) -> torch.optim.AdamW:
+def make_optimizer(model: SeqmixForCausalLM, weight_decay: float) -> torch.optim.AdamW:
     """AdamW that shrinks the embeddings too, as the paper's does: 10,000 rows are few enough to be learned by heart."""
     decayed, alone = decay_groups(model)
     embedding = alone.pop("model.embed_tokens.weight")
     groups = [
-        {"params": [*decayed.values(), embedding], "weight_decay": WEIGHT_DECAY},
+        {"params": [*decayed.values(), embedding], "weight_decay": weight_decay},
         {"params": list(alone.values()), "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
@@ -105,7 +104,7 @@ def train(run: dict[str, Any], given: argparse.Namespace, bar: Progress) -> dict
         f"mqar:length={length},pairs={pairs},vocab={given.vocab},examples={given.examples},valid={given.valid}"
     )
     model = build(run["mixer"], run["width"], length, given.vocab)
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(model, given.weight_decay)
     schedule = Schedule(peak=run["rate"], warmup_share=0.2, min_lr_share=0.0)
     stream = open_stream(corpus.train, length)
     steps = math.ceil(given.epochs * given.examples / BATCH)
@@ -178,7 +177,7 @@ def wanted(given: argparse.Namespace, mixers: list[str]) -> list[dict[str, Any]]
 
 def protocol(given: argparse.Namespace) -> dict[str, Any]:
     """What must be the same for runs to stand in one table."""
-    return {key: getattr(given, key) for key in ("vocab", "examples", "valid", "epochs", "stop")} | {
+    return {key: getattr(given, key) for key in ("vocab", "examples", "valid", "epochs", "stop", "weight_decay")} | {
         "batch": BATCH,
         "layers": 2,
         "feed_forward": 0,
@@ -228,6 +227,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--valid", type=int, default=3000)
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--stop", type=float, default=0.99, help="the accuracy at which a run ends")
+    parser.add_argument("--weight-decay", type=float, default=0.5, help="of the embeddings too")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads [as many as torch takes]")
     parser.add_argument("--out", type=Path, default=None, help="file for the JSON document; continued where it exists")
     parser.add_argument("--quick", action="store_true", help="a small case in seconds, whose numbers say nothing")
