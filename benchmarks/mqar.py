@@ -1,7 +1,8 @@
 """Multi-query associative recall for several mixers, in a reduced form of the paper's protocol (arXiv 2312.04927).
 
     python benchmarks/mqar.py [--contenders attention,mamba2,...] [--widths 64,128] [--sizes 64:4,128:8]
-        [--rates 1e-2,4.6e-3] [--epochs 8] [--weight-decay 0.5] [--examples 10000] [--threads 1] [--out FILE] [--quick] [--json]
+        [--rates 1e-2,4.6e-3] [--epochs 8] [--weight-decay 0.5] [--examples 10000] [--threads 1]
+        [--out FILE] [--quick] [--json]
 
 A contender is two layers of one mixer without feed-forward, one head where it has heads, over a vocabulary of 8192
 (64 with --quick) with tied embeddings; attention has rotary positions, which are learned from fewer rows than the
