@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -207,3 +208,27 @@ def test_what_cannot_be_a_pattern_is_one_sentence(text: str, words: str) -> None
 def test_options_that_exclude_each_other_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         seqmix.create_mixer("attention", 8, **options)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("random(50)", "draws 50 earlier positions, but a context of 32 positions has at most 31"),
+        ("window(4) | random(4, block=8)", "draws 4 earlier blocks of 8, but a context of 32 positions has at most 3"),
+        ("global_([40])", "reaches position 40, but the context is 32 positions long"),
+    ],
+)
+def test_more_links_than_a_context_has_positions_are_refused(pattern: str, message: str) -> None:
+    size = {"hidden_size": 8, "num_hidden_layers": 1}
+    alone = {"name": "attention", "pattern": pattern}
+    for mixer in (alone, {"name": "parallel", "mixers": [alone, {"name": "pool"}]}):
+        with pytest.raises(InputError, match=re.escape(message)):
+            seqmix.create_model("transformer", vocab_size=5, context=32, mixers=[mixer], **size)
+
+
+def test_as_many_links_as_a_context_has_are_taken() -> None:
+    mixers = [{"name": "attention", "pattern": "random(31) | global_([31])"}]
+    model = seqmix.create_model(
+        "transformer", vocab_size=5, context=32, mixers=mixers, hidden_size=8, num_hidden_layers=1
+    )
+    assert model.mixers[0].links(32)[31].all()

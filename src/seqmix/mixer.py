@@ -275,6 +275,9 @@ class Mixer(nn.Module, ABC):
             bytes_moved=one.bytes_moved - one.state_bytes + after.state_bytes,
         )
 
+    def check_context(self, context: int) -> None:
+        """Raises an InputError where the options can never be met in sequences of up to `context` positions."""
+
     def reset_parameters(self) -> None:
         """Draws all parameters anew, as the constructor does; a mixer with parameters of its own extends this."""
         for child in self.modules():

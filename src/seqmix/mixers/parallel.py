@@ -140,6 +140,10 @@ class Parallel(Mixer):
     def _parts(self) -> list[Mixer]:
         return [part for part in self.mixers if isinstance(part, Mixer)]
 
+    def check_context(self, context: int) -> None:
+        for mixer in self._parts():
+            mixer.check_context(context)
+
     def _all_traits(self) -> list[Traits]:
         return [mixer.traits for mixer in self._parts()]
 

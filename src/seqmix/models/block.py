@@ -102,6 +102,8 @@ class Block(GradientCheckpointingLayer):
             self.feed_forward = FeedForward(config.hidden_size, width)
         self.feed_forward_norm = make_norm(config) if width else None
         self.is_pre_norm = config.norm_position == "pre"
+        for mixer in self.mixers:
+            mixer.check_context(config.max_position_embeddings)
 
     @property
     def mixers(self) -> list[Mixer]:

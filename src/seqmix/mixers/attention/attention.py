@@ -74,6 +74,10 @@ class Attention(Mixer):
             (8, {"heads": 2, "causal": False, "pattern": "bigbird(block=3, random_blocks=1)", "rope": False}),
         ]
 
+    def check_context(self, context: int) -> None:
+        if self.pattern is not None:
+            self.pattern.check_context(context)
+
     @property
     def traits(self) -> Traits:
         causal = self.config.causal

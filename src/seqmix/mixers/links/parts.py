@@ -44,6 +44,10 @@ class Part(ABC):
         """The first positions of a document that are needed for good."""
         return 0
 
+    def refusal(self, context: int) -> str | None:
+        """Why sequences of up to `context` positions can never have these links; None where they can."""
+        return None
+
 
 @dataclass(frozen=True)
 class Window(Part):
@@ -90,6 +94,14 @@ class Global(Part):
     def lookback(self) -> None:
         return None
 
+    def refusal(self, context: int) -> str | None:
+        if self.spans[-1][1] <= context:
+            return None
+        return (
+            f"{self} reaches position {self.spans[-1][1] - 1}, but the context is {context} positions long: "
+            "name earlier ones, or make the context longer"
+        )
+
     @property
     def kept(self) -> int:
         # The last global position will see all that stands before it.
@@ -118,6 +130,16 @@ class Random(Part):
         at_least("block of random links", self.block, 1)
         if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
             raise InputError(f"seed of random links is {self.seed!r}: it must be a whole number of 64 bits")
+
+    def refusal(self, context: int) -> str | None:
+        earlier = -(-context // self.block) - 1
+        if self.count <= earlier:
+            return None
+        unit = "positions" if self.block == 1 else f"blocks of {self.block}"
+        return (
+            f"{self} draws {self.count} earlier {unit}, but a context of {context} positions has at most {earlier}: "
+            "draw fewer, or make the context longer"
+        )
 
     def draws(self, units: Tensor) -> list[Tensor]:
         """The units (positions, or blocks) that each of `units` (...) is linked to: C tensors (...), -1 for none.

@@ -47,6 +47,12 @@ class Pattern:
             return reduce(or_, (part.joins_either(targets, sources) for part in self.parts), is_self)
         return reduce(or_, (part.joins(targets, sources) for part in self.parts), is_self) & (sources <= targets)
 
+    def check_context(self, context: int) -> None:
+        """Raises an InputError where a part names more links, or later positions, than `context` positions have."""
+        for refusal in (part.refusal(context) for part in self.parts):
+            if refusal is not None:
+                raise InputError(refusal)
+
     @property
     def is_full(self) -> bool:
         """Whether every position sees all before it."""
