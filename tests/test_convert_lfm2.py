@@ -156,3 +156,24 @@ def test_what_lfm2_cannot_express_is_refused_by_name(build: Callable[[], object]
     with pytest.raises(InputError, match=words) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_llama_cpp_runs_what_comes_out() -> None:
+    """An engine of its own, which knows LFM2 and nothing of us, gives the logits of our model."""
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    from seqmix.bench.llama_cpp import LlamaCppDecoder
+
+    torch.manual_seed(0)
+    model = create_model("lfm2_like", vocab_size=258, params="50k", context=64).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    prompt = torch.randint(258, (1, 40))
+    decoder = LlamaCppDecoder("lfm2", model.to_huggingface(), threads=1, context=64)
+    decoder.read(prompt[0].tolist())
+    with torch.inference_mode():
+        expected = model.prefill(prompt)[0][0]
+    # Its cache holds keys and values in float16, with a relative error of 2^-11 each.
+    torch.testing.assert_close(torch.from_numpy(decoder.logits().copy()), expected, rtol=0, atol=4 * 2**-11)

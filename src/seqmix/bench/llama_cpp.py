@@ -34,25 +34,20 @@ def is_available() -> bool:
 
 
 def write_gguf(model: PreTrainedModel, path: Path) -> None:
-    """Writes a Llama or a Mamba-2 of transformers as llama.cpp expects it, in float32."""
+    """Writes a Llama, an LFM2 or a Mamba-2 of transformers as llama.cpp expects it, in float32."""
     import gguf
 
     config: Any = model.config
-    is_llama = config.model_type == "llama"
-    writer = gguf.GGUFWriter(str(path), "llama" if is_llama else "mamba2")
+    kind = config.model_type
+    writer = gguf.GGUFWriter(str(path), kind)
     writer.add_context_length(LONGEST)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps if is_llama else config.layer_norm_epsilon)
+    eps = {"llama": "rms_norm_eps", "lfm2": "norm_eps", "mamba2": "layer_norm_epsilon"}[kind]
+    writer.add_layer_norm_rms_eps(getattr(config, eps))
     writer.add_tokenizer_model("no_vocab")
-    if is_llama:
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_rope_dimension_count(config.head_dim)
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    else:
+    if kind == "mamba2":
         writer.add_feed_forward_length(0)
         writer.add_head_count(0)
         writer.add_ssm_conv_kernel(config.conv_kernel)
@@ -60,7 +55,19 @@ def write_gguf(model: PreTrainedModel, path: Path) -> None:
         writer.add_ssm_state_size(config.state_size)
         writer.add_ssm_time_step_rank(config.num_heads)
         writer.add_ssm_group_count(config.n_groups)
-    for name, tensor in (_llama if is_llama else _mamba2)(model).items():
+    else:
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if kind == "llama":
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_rope_dimension_count(config.head_dim)
+    if kind == "lfm2":
+        writer.add_feed_forward_length(config.block_ff_dim)
+        shared = config.num_key_value_heads
+        writer.add_head_count_kv([shared if layer == "full_attention" else 0 for layer in config.layer_types])
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+    for name, tensor in {"llama": _llama, "lfm2": _lfm2, "mamba2": _mamba2}[kind](model).items():
         writer.add_tensor(name, tensor.detach().float().cpu().contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -84,6 +91,39 @@ def _llama(model: Any) -> dict[str, Tensor]:
             "ffn_up": feed_forward.up_proj.weight,
             "ffn_down": feed_forward.down_proj.weight,
         }
+        tensors |= {f"blk.{index}.{name}.weight": tensor for name, tensor in parts.items()}
+    return _with_head(tensors, model)
+
+
+def _lfm2(model: Any) -> dict[str, Tensor]:
+    tensors = {
+        "token_embd.weight": model.model.embed_tokens.weight,
+        "token_embd_norm.weight": model.model.embedding_norm.weight,
+    }
+    for index, layer in enumerate(model.model.layers):
+        parts = {
+            "attn_norm": layer.operator_norm.weight,
+            "ffn_norm": layer.ffn_norm.weight,
+            "ffn_gate": layer.feed_forward.w1.weight,
+            "ffn_up": layer.feed_forward.w3.weight,
+            "ffn_down": layer.feed_forward.w2.weight,
+        }
+        if layer.is_attention_layer:
+            attention = layer.self_attn
+            parts |= {
+                "attn_q": attention.q_proj.weight,
+                "attn_k": attention.k_proj.weight,
+                "attn_v": attention.v_proj.weight,
+                "attn_output": attention.out_proj.weight,
+                "attn_q_norm": attention.q_layernorm.weight,
+                "attn_k_norm": attention.k_layernorm.weight,
+            }
+        else:
+            parts |= {
+                "shortconv.in_proj": layer.conv.in_proj.weight,
+                "shortconv.conv": layer.conv.conv.weight[:, 0],
+                "shortconv.out_proj": layer.conv.out_proj.weight,
+            }
         tensors |= {f"blk.{index}.{name}.weight": tensor for name, tensor in parts.items()}
     return _with_head(tensors, model)
 
