@@ -30,7 +30,10 @@ class SelectiveCopying(Task):
 
     def check(self) -> None:
         if 2 * self.symbols > self.length:
-            raise self.refuse("symbols", f"what is read and said does not fit into a length of {self.length}")
+            raise self.refuse(
+                "symbols",
+                f"what is read and said does not fit into a length of {self.length}: give fewer, or a greater length",
+            )
 
     @cached_property
     def words(self) -> list[str]:
