@@ -43,8 +43,7 @@ class Agreement(Task):
             raise self.refuse("furthest", f"it must not be below nearest, {self.nearest}")
         if self.furthest + _FRAME > self.length:
             raise self.refuse(
-                "furthest",
-                f"such a sentence needs a length of {self.furthest + _FRAME}, not {self.length}: give one that fits",
+                "furthest", f"its sentence does not fit into a length of {self.length}: give less, or more length"
             )
         if not 0 <= self.phrases <= 1:
             raise self.refuse("phrases", "it is a share and must lie between 0 and 1")

@@ -47,16 +47,12 @@ class ListOps(Task):
         if self.arguments < 2:
             raise self.refuse("arguments", "an operation has at least 2")
         if self.shortest + 2 > self.length:
-            raise self.refuse(
-                "shortest", f"no whole number lies between it and the length, {self.length}: give a smaller one"
-            )
+            raise self.refuse("shortest", f"nothing lies between it and the length, {self.length}: give a smaller one")
         longest = 1
         for _ in range(self.depth - 1):
             longest = min(2 + self.arguments * longest, self.length)
         if longest <= self.shortest:
-            raise self.refuse(
-                "shortest", f"expressions of this depth have at most {longest} tokens: give more depth or arguments"
-            )
+            raise self.refuse("shortest", f"this depth gives at most {longest} tokens: give more depth or arguments")
 
     @cached_property
     def words(self) -> list[str]:

@@ -30,10 +30,7 @@ class SelectiveCopying(Task):
 
     def check(self) -> None:
         if 2 * self.symbols > self.length:
-            raise self.refuse(
-                "symbols",
-                f"what is read and said does not fit into a length of {self.length}: give fewer, or a greater length",
-            )
+            raise self.refuse("symbols", f"twice as many do not fit into a length of {self.length}: give fewer of them")
 
     @cached_property
     def words(self) -> list[str]:
