@@ -14,7 +14,9 @@ def bench(
     ] = None,
     models: Annotated[
         str | None,
-        typer.Option(help="train, decode: those of `seqmix list`, hf-llama, hf-mamba2; scaling: mixers; with commas."),
+        typer.Option(
+            help="train, decode: those of `seqmix list`, hf-llama, hf-mamba2; scaling: mixers, attention:PATTERN; with commas."
+        ),
     ] = None,
     contexts: Annotated[str | None, typer.Option(help="train, decode, scaling: tokens, such as 512,4k.")] = None,
     engines: Annotated[
