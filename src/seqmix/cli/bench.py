@@ -15,7 +15,7 @@ def bench(
     models: Annotated[
         str | None,
         typer.Option(
-            help="train, decode: those of `seqmix list`, hf-llama, hf-mamba2; scaling: mixers, attention:PATTERN; with commas."
+            help="train, decode: models, hf-llama, hf-mamba2; scaling: mixers, attention:PATTERN; with commas."
         ),
     ] = None,
     contexts: Annotated[str | None, typer.Option(help="train, decode, scaling: tokens, such as 512,4k.")] = None,
