@@ -22,6 +22,8 @@ def test_the_mixer_keeps_the_contract(mixer_class: type[Mixer], check: Callable[
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+# Long convolutions: it leaves Fourier transforms to the library and says so.
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_the_mixer_compiles_with_inductor(mixer: type[Mixer]) -> None:
     dim, options = mixer.examples()[0]
