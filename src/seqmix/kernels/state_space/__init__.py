@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqmix.kernels.chunks import chunks_of
 from seqmix.kernels.library import why_missing
 from seqmix.kernels.state_space import chunked, installed, native, reference
-from seqmix.kernels.state_space.chunked import chunks_of
 
 IMPLEMENTATIONS = {"reference": reference.scan, "chunked": chunked.scan, "native": native.scan}
 

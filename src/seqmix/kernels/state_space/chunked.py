@@ -17,11 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def chunks_of(time: int, chunk: int) -> tuple[int, int]:
-    """(number of chunks, positions in each): as few as `chunk` allows, and as equal as can be."""
-    count = -(-time // chunk)
-    return count, -(-time // count)
+from seqmix.kernels.chunks import chunks_of
 
 
 def scan(

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from seqmix.kernels.documents import begins
 from seqmix.kernels.library import function
 from seqmix.kernels.library import is_available as is_built
 
@@ -268,5 +269,4 @@ def _log_decays(dt: Tensor, A: Tensor, runs: Tensor | None) -> Tensor:
     logs = dt * A
     if runs is None:
         return logs
-    before = torch.cat([torch.zeros_like(runs[:, :1]), runs[:, :-1]], dim=1)
-    return logs.masked_fill_((runs != before)[:, :, None], -torch.inf)
+    return logs.masked_fill_(begins(runs)[:, :, None], -torch.inf)
