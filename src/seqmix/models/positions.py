@@ -45,7 +45,9 @@ class PositionEmbedding(nn.Module):
             return embeddings + self.scale * torch.stack([sines, cosines], dim=-1).flatten(-2)[..., :width]
         if self.table is None:
             return embeddings
-        if not torch.compiler.is_compiling() and positions.numel():
+        # A graph that is being captured must not ask for a number.
+        is_captured = positions.is_cuda and torch.cuda.is_current_stream_capturing()
+        if positions.numel() and not (is_captured or torch.compiler.is_compiling()):
             last = int(positions.max())
             if last >= self.table.num_embeddings:
                 raise InputError(

@@ -3,7 +3,7 @@
     q, k, v = W_q x, W_k x, W_v x;   M = softmax(q k^T / sqrt(head_dim)) over the links;   y = W_o (M v)
 
 arXiv 1706.03762; rotary positions on q and k (`rotary.py`), grouped-query heads arXiv 2305.13245; patterns of links
-(`links.py`); ALiBi arXiv 2108.12409, a bias of -slope * distance on the scores; an RMSNorm of each head's q and k,
+(`mixers/links`); ALiBi arXiv 2108.12409, a bias of -slope * distance on the scores; an RMSNorm of each head's q and k,
 before they turn, arXiv 2302.05442. With `memory`, keys and values come from a second sequence, seen as a whole.
 
 Shapes: B batch, T time, S source, D model width, H heads, G groups of heads that share keys and values, K head width.

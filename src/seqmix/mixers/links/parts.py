@@ -1,4 +1,4 @@
-"""The parts that patterns of links (`links.py`) are unions of, each the rule by which two positions are linked.
+"""The parts that patterns of links (`pattern.py`) are unions of, each the rule by which two positions are linked.
 
 Shapes: C links drawn for each position.
 """

@@ -37,6 +37,9 @@ _ROUNDING = 1e-5
 _TOLERANCE = 2e-4
 """Of the largest logit: float32 sums in another order, over a few layers of a few dozen terms."""
 
+_REFUSALS = (RuntimeError, ValueError, IndexError, NotImplementedError)
+"""How models of others say that they cannot read on in pieces, or take no such positions: that is their answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
@@ -150,7 +153,7 @@ def _continues(model: PreTrainedModel) -> bool:
     try:
         first, cache_after = run(model, tokens[:, :_BORDER], None)
         second, _ = run(model, tokens[:, _BORDER:], cache_after)
-    except (RuntimeError, ValueError, IndexError, NotImplementedError):
+    except _REFUSALS:
         return False
     return _near(torch.cat([first, second], dim=1), whole)
 
@@ -163,7 +166,7 @@ def _separates(model: PreTrainedModel) -> bool:
     positions = torch.stack([torch.cat([torch.arange(at), torch.arange(_TIME - at)]) for at in borders])
     try:
         before = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
-    except (RuntimeError, ValueError, IndexError, NotImplementedError):
+    except _REFUSALS:
         return False
     for place in range(_BORDER):
         after = model(input_ids=_changed(tokens, place), position_ids=positions, use_cache=False).logits

@@ -35,6 +35,7 @@ from seqmix.models.huggingface.configs import config_document, config_from_docum
 
 _MOST_BYTES = 1 << 30
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
+"""What models of others raise where they cannot run without memory or read on; it ends in an InputError."""
 
 _STEP_AT = 1
 """Tokens read before the first of the two steps that are counted."""

@@ -1,4 +1,4 @@
-"""What a preset is: a small function from a size to a complete config, and the learning rate that it was found to like.
+"""What a preset is: a small function from a size to a complete config, and a learning rate: tried, or a relative's.
 
 A preset's shape is a width and a depth; everything else follows from those two and the context.
 """
