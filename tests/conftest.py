@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from browser import BROWSER, FLAGS
 
 from seqmix.kernels.library import INSTRUCTION_SETS, function, instruction_set, library, why_missing
 
@@ -47,6 +49,17 @@ def corpus_folder(tmp_path: Path) -> Path:
         lines = [f"{draw.choice(subjects)} {draw.choice(verbs)} {draw.choice(objects)}." for _ in range(100)]
         (folder / f"part{number:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; tests that take it carry `needs_browser`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)

@@ -275,6 +275,17 @@ def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
+def test_results_of_an_earlier_version_are_completed(tmp_path: Path, finished: tuple[Path, Results, Watcher]) -> None:
+    _, results, _ = finished
+    earlier: Any = {**results, "contenders": [dict(one) for one in results["contenders"]]}
+    del earlier["contenders"][0]["accuracy_by_distance"]
+    write_results(tmp_path, earlier)
+    found = read_results(tmp_path)
+    assert found is not None
+    assert found["contenders"][0]["accuracy_by_distance"] == {}
+    assert found["contenders"][0]["model"] == results["contenders"][0]["model"]
+
+
 def test_settings_are_frozen(text: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         make(text).seeds = 3  # type: ignore[misc]

@@ -5,33 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import LAPTOP, PHONE, Opened, needs_browser
 from compare_sample import sample_results
 
 from seqmix.compare.report import write_report
 from seqmix.compare.results import Results, new_contender
 from seqmix.errors import SeqmixError
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-quic",
-]
-
-needs_browser = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -41,46 +24,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """A page, and everything it asked of the network or said to the console."""
-
-    def __init__(self, browser: Any, path: Path, width: int, height: int, scheme: str) -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self._note(request.url))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("#figure-position .main-svg")
-
-    def _note(self, url: str) -> None:
-        if not url.startswith(("file:", "data:", "blob:")):
-            self.complaints.append(f"asked for {url}")
-
-
-@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)], ids=["laptop", "phone"])
+@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 class TestInABrowser:
     pytestmark = needs_browser
 
-    def test_opens_draws_and_stays_quiet(
-        self, browser: Any, report: Path, width: int, height: int, scheme: str
-    ) -> None:
-        opened = Opened(browser, report, width, height, scheme)
+    def test_opens_draws_and_stays_quiet(self, browser: Any, report: Path, size: tuple[int, int], scheme: str) -> None:
+        opened = Opened(browser, report, size=size, scheme=scheme, ready="#figure-position .main-svg")
         page = opened.page
         for name in ("quality", "training", "serving", "position"):
             assert page.locator(f"#figure-{name} .scatterlayer .trace").count() >= 5, name
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
         assert "is best with" in page.locator("ul.verdict li").first.inner_text()
         images = page.locator(".heads img")
         assert images.count() >= 5
@@ -89,9 +43,9 @@ class TestInABrowser:
         page.close()
 
     def test_choices_redraw_the_true_numbers(
-        self, browser: Any, report: Path, width: int, height: int, scheme: str
+        self, browser: Any, report: Path, size: tuple[int, int], scheme: str
     ) -> None:
-        opened = Opened(browser, report, width, height, scheme)
+        opened = Opened(browser, report, size=size, scheme=scheme, ready="#figure-position .main-svg")
         page = opened.page
         results = sample_results()
         first = results["contenders"][0]

@@ -315,6 +315,8 @@ def write_results(folder: Path, results: Results) -> None:
 def read_results(folder: Path) -> Results | None:
     """results.json of a comparison's folder; None where there is none.
 
+    What an earlier version did not know of a contender is filled in as not known.
+
     Raises:
         InputError: it is not results.json of this format.
     """
@@ -325,4 +327,7 @@ def read_results(folder: Path) -> Results | None:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else None
         raise InputError(f"{path} has format {found!r}, this seqmix reads {FORMAT}: choose another --out")
+    document["contenders"] = [
+        {**new_contender(one["model"], one["seed"], one["folder"]), **one} for one in document["contenders"]
+    ]
     return document  # type: ignore[return-value]
