@@ -40,7 +40,7 @@ from shared import Goal
 
 from seqmix.cli.output import print_table
 from seqmix.kernels.library import why_missing
-from seqmix.training.durable import write_json
+from seqmix.files import write_json
 from seqmix.training.environment import describe_environment
 
 PACKAGES = ("triton", "flash-linear-attention", "fla-core", "causal-conv1d", "mamba-ssm")

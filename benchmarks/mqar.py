@@ -35,7 +35,7 @@ from seqmix.errors import SeqmixError
 from seqmix.evaluation import evaluate
 from seqmix.mixers import list_mixers
 from seqmix.models import SeqmixConfig, SeqmixForCausalLM
-from seqmix.training.durable import write_json
+from seqmix.files import write_json
 from seqmix.training.memory import freed_memory_kept
 from seqmix.training.optimizer import decay_groups
 from seqmix.training.schedule import Schedule

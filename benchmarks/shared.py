@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seqmix.cli.output import print_table, progress
-from seqmix.training.durable import write_json
+from seqmix.files import write_json
 
 __all__ = ["Goal", "arguments", "finish", "progress"]
 

@@ -14,12 +14,12 @@ import sys
 import zlib
 from pathlib import Path
 
-from seqmix.compare.crossings import formula_crossings
 from seqmix.compare.prices import prices
 from seqmix.compare.results import FORMAT, Contender, Results, Trial, new_contender
 from seqmix.compare.summary import crossover, summarize
 from seqmix.compare.verdict import verdict
-from seqmix.training.durable import write_json
+from seqmix.files import write_json
+from seqmix.models.crossings import formula_crossings
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 PER_HOUR = 0.1

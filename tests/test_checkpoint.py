@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from seqmix import files
 from seqmix.errors import InputError, SeqmixError
-from seqmix.training import durable
 from seqmix.training.checkpoint import MANIFEST, CheckpointStore, find_fault
 from seqmix.training.metrics import MetricsLog, read_metrics
 
@@ -132,8 +132,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_older_one(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(durable.os, function, full)
-    with pytest.raises(SeqmixError, match="is full: free some space, then continue with --resume"):
+    monkeypatch.setattr(files.os, function, full)
+    with pytest.raises(SeqmixError, match="is full: free some space, then give the command again"):
         store.save(20, fill(2))
     monkeypatch.undo()
     assert names(store) == ["step-00000010"]
@@ -160,14 +160,14 @@ def test_no_permission_is_bad_input(store: CheckpointStore, monkeypatch: pytest.
 
 def test_text_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "settings.json"
-    durable.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(durable.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(SeqmixError, match="is full"):
-        durable.write_json(path, {"a": 2})
+        files.write_json(path, {"a": 2})
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["settings.json"]
 

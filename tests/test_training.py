@@ -18,12 +18,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from seqmix import files
 from seqmix.cli.main import main
 from seqmix.errors import InputError, SeqmixError
 from seqmix.models import create_model, list_models, preset
 from seqmix.models.presets import PRESETS
 from seqmix.training import RunFolder, TrainResult, read_metrics, settings_from, train
-from seqmix.training import durable as durable_module
 from seqmix.training.loop import Training
 from seqmix.training.memory import PeakMemory, memory_errors
 from seqmix.training.stability import LossMonitor
@@ -426,8 +426,8 @@ def test_a_full_disk_stops_in_one_sentence_and_resume_goes_on(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         true_fsync(descriptor)
 
-    monkeypatch.setattr(durable_module.os, "fsync", fsync)
-    with pytest.raises(SeqmixError, match="is full: free some space, then continue with --resume"):
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(SeqmixError, match="is full: free some space, then give the command again"):
         run(values, checkpoint_every_seconds=0)
     monkeypatch.undo()
     assert not list(Path(values["out"]).rglob(".*"))

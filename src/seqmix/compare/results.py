@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from seqmix.errors import InputError
-from seqmix.training.durable import write_json
+from seqmix.files import write_json
 
 FORMAT = 1
 """Raised when a reader of the old form would misread the new one."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from seqmix.training.durable import disk_errors, new_folder, remove_folder, remove_leftovers, write_json
+from seqmix.files import disk_errors, new_folder, remove_folder, remove_leftovers, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"

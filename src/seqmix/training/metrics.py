@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from seqmix.training.durable import disk_errors
+from seqmix.files import disk_errors
 
 
 class MetricsLog:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from seqmix.errors import InputError, SeqmixError
+from seqmix.files import disk_errors, remove_leftovers, sync_file, sync_folder, write_json
 from seqmix.training.checkpoint import CheckpointStore
-from seqmix.training.durable import disk_errors, remove_leftovers, sync_file, sync_folder, write_json
 from seqmix.training.settings import TrainSettings, first_difference
 
 FORMAT = 1

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from seqmix.training.durable import write_json
+from seqmix.files import write_json
 from seqmix.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from seqmix.training.progress import Progress
 from seqmix.training.random_state import read_generators, restore_generators

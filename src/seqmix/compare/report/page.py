@@ -14,7 +14,7 @@ from seqmix.compare.report import tables
 from seqmix.compare.results import Results
 from seqmix.compare.summary import is_task
 from seqmix.errors import SeqmixError
-from seqmix.training.durable import write_text
+from seqmix.files import write_text
 
 _DRAWN = (
     "model",

@@ -35,7 +35,9 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _explained(path: Path, number: int | None, reason: str) -> SeqmixError:
     if number in _NO_SPACE:
-        return SeqmixError(f"the disk of {str(path)!r} is full: free some space, then continue with --resume")
+        return SeqmixError(
+            f"the disk of {str(path)!r} is full: free some space, then give the command again (seqmix train continues with --resume)"
+        )
     if number in _NO_PERMISSION:
         return InputError(f"{str(path)!r} cannot be written ({reason}): change its permissions or choose another --out")
     return SeqmixError(f"{str(path)!r} cannot be written: {reason}")
@@ -58,11 +60,16 @@ def sync_folder(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file under a temporary name beside it, then puts it in place."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
