@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from seqmix.compare.crossings import Crossing, formula_crossings, measured_crossings
+from seqmix.compare.crossings import measured_crossings
+from seqmix.models.crossings import Crossing, formula_crossings
 
 
 def test_measured_lines_cross_where_their_power_laws_do() -> None:

@@ -8,7 +8,8 @@ from statistics import fmean
 
 import pytest
 
-from seqmix.compare.statistics import Noise, difference, run_noise, t_cumulative, t_quantile
+from seqmix.compare.statistics import Noise, difference, run_noise
+from seqmix.evaluation.student import t_cumulative, t_quantile
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,15 @@
-"""Where two lines cross: between measured points, and of formulas over whole numbers."""
+"""Where two measured lines cross."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import pairwise
+
+from seqmix.models.crossings import Crossing
 
 CLEAR = 0.05
 """Measured values closer than this share are called equal, so that noise does not make crossings."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crossing:
-    """Below `at` the first has the lower value where `first_is_lower_before`, above it the second."""
-
-    at: float
-    first_is_lower_before: bool
 
 
 def measured_crossings(first: Mapping[int, float], second: Mapping[int, float]) -> list[Crossing]:
@@ -46,37 +39,3 @@ def _first_zero(points: list[tuple[float, float]]) -> float:
         if y * next_y < 0:
             return x + (next_x - x) * y / (y - next_y)
     return points[-1][0]
-
-
-def formula_crossings(
-    first: Callable[[int], float], second: Callable[[int], float], low: int = 1, high: int = 1 << 24
-) -> list[Crossing]:
-    """The whole numbers in low ... high from which on the order of two formulas is the other one.
-
-    Looks at powers of two and narrows each change of order down by bisection; ties belong to the side before.
-    """
-
-    def order(place: int) -> int:
-        a, b = first(place), second(place)
-        return (a > b) - (a < b)
-
-    crossings = []
-    before, sign = low, order(low)
-    place = low
-    while place < high:
-        place = min(place * 2, high)
-        after_sign = order(place)
-        if after_sign == 0 or after_sign == sign:
-            before = place if after_sign == sign else before
-            continue
-        if sign != 0:
-            after = place
-            while after - before > 1:
-                middle = (before + after) // 2
-                if order(middle) == after_sign:
-                    after = middle
-                else:
-                    before = middle
-            crossings.append(Crossing(at=after, first_is_lower_before=sign < 0))
-        before, sign = place, after_sign
-    return crossings

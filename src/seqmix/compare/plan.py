@@ -13,12 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from seqmix.compare import units
-from seqmix.compare.formulas import LINES, LONGEST, Found, all_crossings, grows
 from seqmix.compare.prices import Prices
 from seqmix.errors import InputError, unknown_name
 from seqmix.models import list_models
 from seqmix.models.contenders import AnyConfig, LanguageModel, check_contenders, contender, make_model
+from seqmix.models.crossings import ADVANTAGES, LINES, LONGEST, Found, all_crossings, in_words
 from seqmix.models.huggingface import HuggingFaceModel
 from seqmix.models.sizing import measure_config, parse_size, solve
 
@@ -29,12 +28,7 @@ VOCABULARY = 258
 SHORTEST = 128
 """The first context of a line; the last one is at most that up to which crossovers are looked for."""
 
-ADVANTAGES = {
-    "state_bytes": "the {kind_b} state of {b} is smaller than the {kind_a} state of {a}",
-    "flops_per_generated_token": "{b} takes fewer FLOPs for a generated token than {a}",
-    "flops_per_token": "{b} takes fewer FLOPs a token to train and to read a prompt than {a}",
-    "decode_money_per_million_tokens": "{b} is cheaper to serve than {a}",
-}
+WORDS = {**ADVANTAGES, "decode_money_per_million_tokens": "{b} is cheaper to serve than {a}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +170,6 @@ def _crossovers(models: dict[str, LanguageModel], prices: Prices) -> list[dict[s
 
 def _crossover(found: Found, models: Mapping[str, LanguageModel]) -> dict[str, Any]:
     """A crossing in words: `a` has the lower value below it, `b` from it on."""
-    kinds = {name: "growing" if grows(models[name]) else "constant" for name in (found.below, found.above)}
-    words = ADVANTAGES[found.quantity].format(
-        a=found.below, b=found.above, kind_a=kinds[found.below], kind_b=kinds[found.above]
-    )
     return {
         "quantity": found.quantity,
         "axis": "context",
@@ -187,5 +177,5 @@ def _crossover(found: Found, models: Mapping[str, LanguageModel]) -> dict[str, A
         "a": found.below,
         "b": found.above,
         "at": found.crossing.at,
-        "text": f"{words} from context {units.count(found.crossing.at)} on",
+        "text": in_words(found, models, WORDS),
     }

@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from seqmix.compare import statistics, units
-from seqmix.compare.crossings import Crossing, measured_crossings
+from seqmix.compare.crossings import measured_crossings
 from seqmix.compare.results import Comparison, Contender, Crossover, ModelSummary, NotMatched, Results, Trial
 from seqmix.data import synthetic
+from seqmix.models.crossings import Crossing
 
 NOT_MATCHED = {
     "parameters": ("parameters", "without the embedding"),
