@@ -1,0 +1,173 @@
+"""Mixing matrices as a graph: positions as nodes, layer over layer, links as edges. Shapes: T time, S source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seqmix.errors import InputError
+from seqmix.inspection.figures.matrix import checked
+from seqmix.inspection.figures.style import (
+    HALF_PAGE,
+    INK,
+    LINE,
+    SERIES,
+    check_tokens,
+    label_positions,
+    new_figure,
+    styled,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_EDGES = 20_000
+Step = tuple[int, int, int, float]
+
+
+def links_figure(
+    layers: Sequence[np.ndarray],
+    *,
+    tokens: Sequence[str] | None = None,
+    target: int | None = None,
+    path: Iterable[Step] = (),
+    threshold: float = 0.0,
+    names: Sequence[str] | None = None,
+    title: str = "",
+    width: float = HALF_PAGE,
+) -> Figure:
+    """The links of a stack of mixers, the input at the bottom.
+
+    Args:
+        layers: a matrix (time, source) for each layer, the first layer first: bool links or weights of any sign; all
+            square and of one size. A position also keeps what it has (the residual), which is not drawn.
+        tokens: labels of the positions.
+        target: a position of the last layer's output; every edge over which it hears of an input is drawn in colour.
+        path: (layer, source, target, weight) of the links of one path, as `strongest_path` gives them.
+        threshold: weights below this share of their layer's largest are left out.
+        names: labels of the layers.
+
+    Raises:
+        InputError: matrices of other shapes, a target, path or threshold out of range, or more than 20,000 edges.
+    """
+    with styled():
+        figure = new_figure(width, 0.75 + 0.62 * len(layers))
+        axes = figure.subplots()
+        draw_links(
+            axes,
+            layers,
+            tokens=tokens,
+            target=target,
+            path=path,
+            threshold=threshold,
+            names=names,
+            inches=width * 0.85,
+        )
+        axes.set_title(title)
+    return figure
+
+
+def draw_links(
+    axes: Axes,
+    layers: Sequence[np.ndarray],
+    *,
+    tokens: Sequence[str] | None = None,
+    target: int | None = None,
+    path: Iterable[Step] = (),
+    threshold: float = 0.0,
+    names: Sequence[str] | None = None,
+    inches: float = 2.9,
+) -> None:
+    """Draws the graph into axes; see `links_figure`. `inches` is about their width, for the labels."""
+    from matplotlib.collections import LineCollection
+
+    weights = [np.abs(checked(layer)) for layer in layers]
+    if not weights:
+        raise InputError("layers is empty: give the matrix of at least one layer")
+    positions = len(weights[0])
+    for matrix in weights:
+        if matrix.shape != (positions, positions):
+            raise InputError(
+                f"a layer has shape {matrix.shape}: a graph needs {positions} x {positions} in every layer"
+            )
+    if not 0 <= threshold < 1:
+        raise InputError(f"threshold is {threshold}: give a share of the largest weight, from 0 to below 1")
+    steps = list(path)
+    _check_places(target, steps, len(weights), positions)
+    check_tokens(tokens, positions)
+
+    drawn = [(matrix > 0) & (matrix >= threshold * matrix.max()) for matrix in weights]
+    edges = sum(int(links.sum()) for links in drawn)
+    if edges > MOST_EDGES:
+        raise InputError(f"the graph has {edges} edges: raise threshold or draw fewer positions, at most {MOST_EDGES}")
+    heard = _heard(drawn, target)
+    for layer, links in enumerate(drawn):
+        largest = weights[layer].max() or 1.0
+        for is_lit in (False, True):
+            targets, sources = np.nonzero(links & (heard[layer + 1][:, None] == is_lit))
+            strength = weights[layer][targets, sources] / largest
+            axes.add_collection(
+                LineCollection(
+                    [[(s, layer), (t, layer + 1)] for t, s in zip(targets, sources, strict=True)],
+                    colors=SERIES[0] if is_lit else LINE,
+                    linewidths=0.35 + 0.75 * strength,
+                    alpha=0.25 + 0.65 * strength,
+                    zorder=2 if is_lit else 1,
+                )
+            )
+    _draw_path(axes, steps, len(weights))
+    size = min(16.0, (40 * inches / positions) ** 2 / 12)
+    for layer, lit in enumerate(heard):
+        places = np.arange(positions)
+        axes.scatter(places, np.full(positions, layer), s=size, c="white", edgecolors=INK, linewidths=0.5, zorder=4)
+        axes.scatter(places[lit], np.full(int(lit.sum()), layer), s=size, c=SERIES[0], linewidths=0, zorder=5)
+
+    axes.set_xlim(-0.7, positions - 0.3)
+    axes.set_ylim(-0.25, len(weights) + 0.25)
+    label_positions(axes.xaxis, tokens, positions, inches)
+    axes.set_xlabel("position")
+    axes.set_yticks(range(len(weights) + 1), ["input", *(names or [f"layer {n + 1}" for n in range(len(weights))])])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _check_places(target: int | None, steps: list[Step], layers: int, positions: int) -> None:
+    if target is not None and not 0 <= target < positions:
+        raise InputError(f"target is {target}: choose a position from 0 to {positions - 1}")
+    for layer, source, heard, _ in steps:
+        if not (0 <= layer < layers and 0 <= source < positions and 0 <= heard < positions):
+            raise InputError(
+                f"path has the step from {source} to {heard} in layer {layer}: the graph has {layers} layers and "
+                f"{positions} positions, counted from 0"
+            )
+
+
+def _heard(drawn: list[np.ndarray], target: int | None) -> list[np.ndarray]:
+    """bool (time,) for the input and each layer: the places that the target hears of, itself included."""
+    lit = np.zeros(len(drawn[0]), dtype=bool)
+    if target is not None:
+        lit[target] = True
+    heard = [lit]
+    for links in reversed(drawn):
+        lit = lit | links[lit].any(axis=0)
+        heard.append(lit)
+    return heard[::-1]
+
+
+def _draw_path(axes: Axes, steps: list[Step], layers: int) -> None:
+    """The path as one line from the input to the last layer; where it waits in place, the line is vertical."""
+    if not steps:
+        return
+    links = {layer: (source, target) for layer, source, target, _ in steps}
+    here = links[min(links)][0]
+    line = [(here, 0)]
+    for layer in range(layers):
+        here = links.get(layer, (here, here))[1]
+        line.append((here, layer + 1))
+    x, y = zip(*line, strict=True)
+    axes.plot(x, y, color=SERIES[1], linewidth=2.2, zorder=6, solid_capstyle="round")
+    axes.scatter(x, y, s=18, c=SERIES[1], linewidths=0, zorder=7)
