@@ -147,6 +147,10 @@ class DepthwiseMixer(Mixer):
             }
         )
 
+    @property
+    def head_spans(self) -> list[int | None]:
+        return [group.length + 1 for group in self.dilations.groups for _ in range(group.width)]
+
     def forward(
         self,
         x: Tensor,
@@ -193,14 +197,14 @@ class DepthwiseMixer(Mixer):
     def mixing(self, x: Tensor) -> list[Mixing]:
         time = x.shape[1]
         matrix = self.weight.new_zeros(self.dim, time, time)
-        steps = torch.arange(time, device=x.device)
-        distance = steps[None, :] - steps[:, None]
         for group in self.dilations.groups:
             left = group.length if self.config.causal else group.length // 2
             channels = slice(group.first, group.last)
             for tap in range(self.config.kernel):
-                here = distance == tap * group.dilation - left
-                matrix[channels] = matrix[channels] + self.weight[channels, tap, None, None] * here
+                ahead = tap * group.dilation - left
+                if abs(ahead) < time:
+                    diagonal = matrix[channels].diagonal(ahead, dim1=1, dim2=2)
+                    diagonal += self.weight[channels, tap, None]
         return [Mixing(matrix[None], self._values(x)[0].transpose(1, 2)[..., None])]
 
     def readout(self, mixed: list[Tensor], x: Tensor) -> Tensor:
