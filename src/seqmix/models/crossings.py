@@ -90,10 +90,14 @@ def grows(model: LanguageModel) -> bool:
 
 def in_words(found: Found, models: Mapping[str, LanguageModel], words: Mapping[str, str] = ADVANTAGES) -> str:
     """A crossing as a sentence without its full stop; `words` by quantity, as `ADVANTAGES` are."""
-    a, b = found.below, found.above
-    kinds = {name: "growing" if grows(models[name]) else "constant" for name in (a, b)}
-    words_of_it = words[found.quantity].format(a=a, b=b, kind_a=kinds[a], kind_b=kinds[b])
-    return f"{words_of_it} from context {found.crossing.at:,} on"
+    advantage = advantage_of(found.above, found.below, models, words[found.quantity])
+    return f"{advantage} from context {found.crossing.at:,} on"
+
+
+def advantage_of(lower: str, higher: str, models: Mapping[str, LanguageModel], words: str) -> str:
+    """That one model has the lower value, in the words of an entry of `ADVANTAGES`."""
+    kinds = {name: "growing" if grows(models[name]) else "constant" for name in (lower, higher)}
+    return words.format(a=higher, b=lower, kind_a=kinds[higher], kind_b=kinds[lower])
 
 
 def formula_crossings(
