@@ -73,7 +73,9 @@ class Dense(Mixer):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         lengths = torch.arange(1, self.config.max_length + 1, device=self.weight.device)
-        self.weight.normal_(1, INITIAL_NOISE).div_(lengths.repeat_interleave(lengths))
+        # The size is given since a tensor without memory, as sizes are found with, cannot tell it.
+        rows = lengths.repeat_interleave(lengths, output_size=self.weight.shape[1])
+        self.weight.normal_(1, INITIAL_NOISE).div_(rows)
 
     @property
     def traits(self) -> Traits:
