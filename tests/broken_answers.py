@@ -194,3 +194,35 @@ class CountsSkippedPositions(Gated):
     @property
     def positions_seen(self) -> int:
         return self.receptive_field
+
+
+class HeadsAllAsWide(Gated):
+    """Says that every head sees what the one with the widest dilation sees."""
+
+    @property
+    def head_spans(self) -> None:
+        return None
+
+
+class HeadsInAnotherOrder(Gated):
+    """Names the spans of its heads from the last to the first."""
+
+    @property
+    def head_spans(self) -> list[int | None]:
+        return super().head_spans[::-1]
+
+
+class HeadWithoutLimit(Gated):
+    """Claims that one of its heads has no bound."""
+
+    @property
+    def head_spans(self) -> list[int | None]:
+        return [None, *super().head_spans[1:]]
+
+
+class OneHeadTooFew(Gated):
+    """Leaves out a head."""
+
+    @property
+    def head_spans(self) -> list[int | None]:
+        return super().head_spans[1:]

@@ -211,6 +211,15 @@ class Mixer(nn.Module, ABC):
         """How many positions of the receptive field are really seen (a dilated kernel skips some)."""
         return None if self.lags is None else len(self.lags)
 
+    @property
+    def head_spans(self) -> Sequence[int | None] | None:
+        """The span of each head, in the order of `mixing`; None where every head has the mixer's receptive field.
+
+        It covers what matrix @ values of the head depends on: the links of its matrix, the reach of the values before
+        them, and the output's own position (which a mixer that resamples has not). An entry is None without a bound.
+        """
+        return None
+
     @abstractmethod
     def forward(
         self,

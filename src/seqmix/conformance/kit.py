@@ -11,6 +11,7 @@ from typing import Any, Literal
 from seqmix.conformance.costs import flops, state_bytes
 from seqmix.conformance.documents import packed_equals_separate
 from seqmix.conformance.exceptions import EXCEPTIONS
+from seqmix.conformance.heads import head_spans_by_gradient
 from seqmix.conformance.matrix import (
     links_by_gradient,
     matrix_reproduces_forward,
@@ -82,6 +83,7 @@ _CHECKS: dict[str, Check] = {
     "causality": Check(run=causality, applies=_streams),
     "links_by_gradient": Check(run=links_by_gradient, applies=_plain),
     "receptive_field_by_gradient": Check(run=receptive_field_by_gradient, applies=_always),
+    "head_spans_by_gradient": Check(run=head_spans_by_gradient, applies=_exact),
     "packed_equals_separate": Check(run=packed_equals_separate, applies=_plain),
     "batch_invariance": Check(run=batch_invariance, applies=_always, crosses=True),
     "odd_sizes": Check(run=odd_sizes, applies=_always, crosses=True),

@@ -64,11 +64,13 @@ def label(options: Mapping[str, Any], dim: int) -> str:
 
 
 def stir(mixer: Mixer) -> None:
-    """Moves every parameter whose values are all equal off that value: a zero or a one would hide its absence."""
+    """Moves every parameter whose values are all equal off that value, and single zeros: they would hide an absence."""
     with torch.no_grad():
         for parameter in mixer.parameters():
             if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.1 * torch.randn_like(parameter))
+            elif bool((parameter == 0).any()):
+                parameter.add_((parameter == 0) * 0.1 * torch.randn_like(parameter))
 
 
 def given_first(mixer_class: type[SharingMixer]) -> type[Mixer]:

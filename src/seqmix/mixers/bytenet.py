@@ -110,6 +110,10 @@ class ByteNet(Mixer):
     def lags(self) -> Sequence[int]:
         return self.conv.lags
 
+    @property
+    def head_spans(self) -> Sequence[int | None]:
+        return self.conv.head_spans
+
     def _values(self, x: Tensor) -> Tensor:
         """h (..., width) from x (..., dim)."""
         normed = x if self.input_norm is None else _apply(self.input_norm, x)

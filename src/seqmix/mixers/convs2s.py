@@ -93,6 +93,10 @@ class ConvS2S(Mixer):
     def lags(self) -> Sequence[int]:
         return self.conv.lags
 
+    @property
+    def head_spans(self) -> Sequence[int | None]:
+        return self.conv.head_spans
+
     def _values(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
 

@@ -164,6 +164,11 @@ class Conv(Mixer):
     def lags(self) -> list[int]:
         return [self.config.sides[0] - tap * self.config.dilation for tap in reversed(range(self.config.kernel))]
 
+    @property
+    def head_spans(self) -> list[int | None]:
+        # A head is a tap, in the order of the filters: the farthest back first.
+        return [1 if self.traits.resamples else abs(lag) + 1 for lag in reversed(self.lags)]
+
     def forward(
         self,
         x: Tensor,

@@ -178,6 +178,14 @@ class Parallel(Mixer):
             found.update(lags if mixer.traits.causal else _lags_around(mixer, len(lags)))
         return sorted(found)
 
+    @property
+    def head_spans(self) -> list[int | None]:
+        spans: list[int | None] = []
+        for mixer in self._parts():
+            own = mixer.head_spans
+            spans += [mixer.receptive_field] * _count_heads(mixer) if own is None else own
+        return spans
+
     def _inputs(self, x: Tensor) -> Sequence[Tensor]:
         """What each mixer reads of x (..., D): x itself, or its part of W_in x (..., U)."""
         return [x] * len(self.widths) if self.in_proj is None else self.in_proj(x).split(self.widths, dim=-1)
@@ -295,6 +303,14 @@ def _states(state: State) -> tuple[State, ...]:
     if isinstance(state, ParallelState):
         return state.parts
     raise InputError(f"the state is a {type(state).__name__}, which parallel did not make: begin with init_state")
+
+
+def _count_heads(mixer: Mixer) -> int:
+    """The heads of all matrices; like the matrices, they do not depend on the sequence: one position tells."""
+    like = next(mixer.parameters())
+    with torch.no_grad():
+        parts = mixer.mixing(torch.zeros(1, 1, mixer.dim, dtype=like.dtype, device=like.device))
+    return sum(part.matrix.shape[1] for part in parts)
 
 
 def _lags_around(mixer: Mixer, span: int) -> set[int]:

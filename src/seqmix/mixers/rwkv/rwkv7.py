@@ -174,6 +174,11 @@ class RWKV7(SharingMixer):
         return None
 
     @property
+    def head_spans(self) -> list[int | None]:
+        # The heads of the bonus see what their own position holds.
+        return [None] * self.num_heads + [self.traits.reach] * self.num_heads
+
+    @property
     def needs_shared(self) -> bool:
         return self.config.value_residual
 
