@@ -145,8 +145,9 @@ function reading(chart, stop) {
     const index = at(series, stop);
     const value = series.y[index ?? -1] ?? null;
     if (value === null) return [];
-    const [low, high] = [series.low, series.high].map((ends) => ends && written(ends[index], chart.y));
-    return [`${series.name} ${written(value, chart.y)}${low ? ` (${low} to ${high})` : ""}`];
+    const [low, high] = [series.low?.[index] ?? null, series.high?.[index] ?? null];
+    const between = low === null || high === null ? "" : ` (${written(low, chart.y)} to ${written(high, chart.y)})`;
+    return [`${series.name} ${written(value, chart.y)}${between}`];
   });
   return `${chart.x.label} ${written(stop, chart.x)}: ${parts.join("; ")}`;
 }
