@@ -33,6 +33,7 @@ COMMANDS = {
     "train": Command("seqmix.cli.train:train", "train one model on your data"),
     "eval": Command("seqmix.cli.eval:eval_command", "bits per byte and perplexity of a trained model"),
     "compare": Command("seqmix.cli.compare:compare", "train several models at a matched budget, and report"),
+    "inspect": Command("seqmix.cli.inspect:inspect_command", "a page that shows how a model mixes"),
     "generate": Command("seqmix.cli.generate:generate_command", "text from a trained model"),
     "bench": Command("seqmix.cli.bench:bench", "speed and memory, beside what else is installed"),
 }

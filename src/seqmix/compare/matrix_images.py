@@ -6,15 +6,13 @@ import base64
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from seqmix.compare.results import MatrixImage
-from seqmix.mixer import SharingMixer
-from seqmix.models.block import Block
+from seqmix.inspection.layers import mixer_places
+from seqmix.inspection.matrices import layer_matrix
 from seqmix.models.contenders import LanguageModel
 from seqmix.models.language_model import SeqmixForCausalLM
 
@@ -33,17 +31,12 @@ def matrix_images(model: LanguageModel, input_ids: Tensor) -> list[MatrixImage]:
     """
     if not isinstance(model, SeqmixForCausalLM):
         return []
-    inputs = _mixer_inputs(model, input_ids[:, :SIDE])
+    places = mixer_places(model, input_ids[:, :SIDE])
     images: list[MatrixImage] = []
     for layer, name in _layers_to_show(model):
-        mixer = model.model.layers[layer].mixer
-        # A Jacobian is made with autograd, so gradients stay possible here.
-        x, shared = inputs[layer]
-        mixings = mixer.mixing(x, shared) if isinstance(mixer, SharingMixer) else mixer.mixing(x)
-        matrices = [mixing.matrix[0].detach().float() for mixing in mixings]
-        heads = torch.cat(matrices)
+        heads = layer_matrix(next(place for place in places if (place.layer, place.slot) == (layer, "mixer"))).matrix
         images += [
-            {"layer": layer, "head": head, "mixer": name, "png": picture(heads[head].cpu().numpy())}
+            {"layer": layer, "head": head, "mixer": name, "png": picture(heads[head])}
             for head in _spread(len(heads), HEADS)
         ]
     return images
@@ -55,25 +48,6 @@ def _layers_to_show(model: SeqmixForCausalLM) -> Iterator[tuple[int, str]]:
         places = [layer for layer, other in enumerate(names) if other == name]
         for layer in dict.fromkeys((places[0], places[-1])):
             yield layer, name
-
-
-def _mixer_inputs(model: SeqmixForCausalLM, input_ids: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-    """What each layer's mixer receives, (1, time, dim), and what the first layer handed on to it."""
-    inputs: list[tuple[Tensor, Tensor | None]] = []
-
-    def keep(block: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        assert isinstance(block, Block)
-        x, _state, _document_ids, _capacity, branch, shared = arguments
-        inputs.append((block.mixer_input(x, branch), shared))
-
-    hooks = [block.register_forward_pre_hook(keep) for block in model.model.layers]
-    try:
-        with torch.no_grad():
-            model(input_ids=input_ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return inputs
 
 
 def _spread(total: int, count: int) -> list[int]:

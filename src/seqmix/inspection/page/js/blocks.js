@@ -11,14 +11,21 @@ export class Matrix {
     Object.assign(this, { heads: meta.heads, time: meta.time, source: meta.source, form: meta.form });
     this.lags = meta.lags ?? null;
     this.causal = meta.causal;
-    if (meta.form === "lags") {
+    this.exact = meta.bits === 32;
+    if (this.exact) {
       this.values = new Float32Array(bytes);
       return;
     }
-    const scales = meta.heads * meta.time;
+    const scales = meta.form === "lags" ? meta.heads : meta.heads * meta.time;
     this.scales = new Float32Array(bytes, 0, scales);
-    this.codes = joined(new Uint8Array(bytes, 4 * scales), meta.bits);
+    const codes = joined(new Uint8Array(bytes, 4 * scales), meta.bits);
     this.largest = 2 ** (meta.bits - 1) - 1;
+    if (meta.form === "lags") {
+      const each = codes.length / meta.heads;
+      this.values = Float32Array.from(codes, (code, at) => (code / this.largest) * this.scales[Math.floor(at / each)]);
+      return;
+    }
+    this.codes = codes;
     this.starts = this.lags ? null : rowStarts(meta);
     this.perHead = this.lags ? meta.time * this.lags.length : this.starts[meta.time];
   }
@@ -35,8 +42,8 @@ export class Matrix {
 
   /** How far a value of this row may be from the true one. */
   step(head, target) {
-    if (this.form === "lags") return 0;
-    return this.scales[head * this.time + target] / this.largest / 2;
+    if (this.exact) return 0;
+    return this.scales[this.form === "lags" ? head : head * this.time + target] / this.largest / 2;
   }
 
   /** Float32Array of the whole row. */

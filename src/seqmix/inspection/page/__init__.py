@@ -1,0 +1,47 @@
+"""The page of `seqmix inspect`: one file that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqmix.inspection.page.bundle import render_page
+from seqmix.inspection.page.payload import Show, make_payload
+from seqmix.inspection.subject import Subject
+
+
+@dataclass(frozen=True)
+class Page:
+    """html: the whole page. data: the numbers in it, without the matrices."""
+
+    html: str
+    data: dict[str, Any]
+
+
+def make_page(subjects: Sequence[Subject], *, is_live: bool = False, show: Show | None = None) -> Page:
+    """The page of one or two subjects; arguments as `make_payload`."""
+    payload = make_payload(subjects, is_live=is_live, show=show)
+    title = " and ".join(subject.name for subject in subjects)
+    lead = [_lead(subject) for subject in subjects]
+    html = render_page(payload.data, payload.blocks, title=title, mark="seqmix inspect", lead=lead)
+    return Page(html, payload.data)
+
+
+def playground_page() -> str:
+    """The playground alone, without a model."""
+    data = {"texts": [], "models": [], "crossovers": [], "blocks": {}, "live": False}
+    return render_page(data, {}, title="A playground of kernels, windows and layers", mark="seqmix")
+
+
+def _lead(subject: Subject) -> str:
+    weights = "trained" if subject.is_trained else "untrained"
+    parameters = sum(parameter.numel() for parameter in subject.model.parameters())
+    config = subject.model.config
+    return (
+        f"{subject.name}: {weights}, {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"{parameters:,} parameters."
+    )
+
+
+__all__ = ["Page", "make_page", "playground_page"]
