@@ -2,8 +2,8 @@
 
 import { lineChart } from "page/charts";
 import { choices, element, select } from "page/dom";
-import { mixerName } from "page/matrixpanel";
 import { count, folded, modelPanels, namedModels, note, table } from "page/parts";
+import { mixerName } from "page/words";
 
 export const id = "field";
 export const title = "Receptive field";
