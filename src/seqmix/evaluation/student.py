@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 
+@cache
 def t_quantile(probability: float, degrees: float) -> float:
     """The quantile of Student's t; `degrees` of freedom need not be whole."""
     if probability < 0.5:

@@ -71,7 +71,7 @@ def cost_curves(model: SeqmixForCausalLM) -> Costs:
 def longest_document(model: SeqmixForCausalLM) -> int | None:
     """The tokens that a document may have: as many as there are learned positions, or rows of a learned matrix."""
     bounds = [module.config.max_length for module in model.modules() if isinstance(module, Dense)]
-    learned = model.model.embed_positions.longest
+    learned = model.longest_context
     return min([*bounds, *([] if learned is None else [learned])], default=None)
 
 
