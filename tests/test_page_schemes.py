@@ -20,17 +20,22 @@ WIDTH = 24
 LENGTHS = [1, 2, 7, 64, 100, 300]
 
 
-def window(size: int, dilation: int = 1, block: int = 1) -> dict[str, Any]:
-    return {"type": "window", "size": size, "dilation": dilation, "block": block}
+def attention(
+    window: int | None = None,
+    *,
+    dilation: int = 1,
+    block: int = 1,
+    global_: int = 0,
+    random: dict[str, int] | None = None,
+    causal: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    pattern = {"window": {"size": window, "dilation": dilation, "block": block}, "global": global_, "random": random}
+    return {"name": "attention", "heads": 4, "causal": causal, "pattern": pattern if window else None, **options}
 
 
-def attention(*parts: dict[str, Any], causal: bool = True, **options: Any) -> dict[str, Any]:
-    return {"name": "attention", "heads": 4, "causal": causal, "parts": list(parts) or None, **options}
-
-
-GLOBAL = {"type": "global", "count": 3}
-RANDOM = {"type": "random", "count": 2, "seed": 0, "block": 1}
-BLOCKS = {"type": "random", "count": 3, "seed": -7, "block": 4}
+RANDOM = {"count": 2, "seed": 0, "block": 1}
+BLOCKS = {"count": 3, "seed": -7, "block": 4}
 
 LAYERS = [
     {"name": "depthwise_conv", "kernel": 3, "dilation": [1], "causal": True},
@@ -45,22 +50,23 @@ LAYERS = [
     {"name": "convsamba", "kernel": 4, "dilation": [1, 2, 4], "causal": True},
     attention(),
     attention(causal=False),
-    attention(window(5)),
-    attention(window(5), causal=False, kv_heads=2),
-    attention(window(3, dilation=4), kv_heads=1),
-    attention(window(2, block=8)),
-    attention(window(2, block=8), causal=False),
-    attention(window(4), GLOBAL),
-    attention(window(3, dilation=2), GLOBAL, RANDOM),
-    attention(window(2, block=4), {"type": "global", "count": 8}, BLOCKS),
-    attention(window(2, block=4), {"type": "global", "count": 8}, BLOCKS, causal=False),
-    attention(window(1), RANDOM),
+    attention(5),
+    attention(5, causal=False, kv_heads=2),
+    attention(3, dilation=4, kv_heads=1),
+    attention(2, block=8),
+    attention(2, block=8, causal=False),
+    attention(4, global_=3),
+    attention(3, dilation=2, global_=3, random=RANDOM),
+    attention(2, block=4, global_=8, random=BLOCKS),
+    attention(2, block=4, global_=8, random=BLOCKS, causal=False),
+    attention(9, dilation=3, global_=2, random=BLOCKS, causal=False),
+    attention(1, random=RANDOM),
+    attention(3, block=8, random=BLOCKS),
     {"name": "global_conv", "length": 50},
     {"name": "gated_global_conv", "length": 300},
     {"name": "lstm"},
     {"name": "mamba2", "state_size": 8},
 ]
-FIXED = [layer for layer in LAYERS if layer["name"] not in ("lstm", "mamba2")]
 
 
 @pytest.fixture(scope="module")
@@ -114,22 +120,23 @@ def test_costs_are_the_librarys(page: Any, layer: dict[str, Any]) -> None:
         assert (price["parameters"], price["product"], price["other"], price["state"]) == expected, position
 
 
+CONVOLUTION, CENTRED, BY_HEADS, GATED, SAMBA, WINDOW = LAYERS[0], LAYERS[1], LAYERS[2], LAYERS[4], LAYERS[9], LAYERS[12]
 STACKS = [
-    [LAYERS[0], LAYERS[0]],
+    [CONVOLUTION, CONVOLUTION],
     [{"name": "bytenet", "kernel": 3, "dilation": [2**i], "causal": True} for i in range(5)],
-    [LAYERS[1], LAYERS[4]],
-    [LAYERS[2], LAYERS[9], LAYERS[12]],
-    [LAYERS[12]] * 4,
-    [LAYERS[13]] * 2,
-    [LAYERS[14], LAYERS[0]],
-    [LAYERS[15], LAYERS[0]],
-    [LAYERS[22], LAYERS[12]],
-    [LAYERS[17]] * 2,
-    [LAYERS[18]] * 3,
-    [LAYERS[19]] * 2,
-    [LAYERS[20]] * 2,
-    [LAYERS[0], LAYERS[10]],
-    [LAYERS[24], LAYERS[0]],
+    [CENTRED, GATED],
+    [BY_HEADS, SAMBA, WINDOW],
+    [WINDOW] * 4,
+    [attention(5, causal=False)] * 2,
+    [attention(3, dilation=4), CONVOLUTION],
+    [attention(2, block=8), CONVOLUTION],
+    [{"name": "global_conv", "length": 50}, WINDOW],
+    [attention(4, global_=3)] * 2,
+    [attention(3, dilation=2, global_=3, random=RANDOM)] * 3,
+    [attention(2, block=4, global_=8, random=BLOCKS)] * 2,
+    [attention(2, random=RANDOM)] * 5,
+    [CONVOLUTION, attention()],
+    [{"name": "lstm"}, CONVOLUTION],
     [{"name": "depthwise_conv", "kernel": 2, "dilation": [2**i], "causal": True} for i in range(10)],
 ]
 
@@ -202,7 +209,7 @@ def test_random_links_are_the_same_draws(page: Any) -> None:
         expected = torch.stack(part.draws(torch.arange(3000)), dim=1).flatten().tolist()  # type: ignore[attr-defined]
         drawn = page.evaluate(
             """async (seed) => Array.from((await import("page/links"))
-                .draws({type: "random", count: 5, seed: BigInt(seed), block: 1}, 3000))""",
+                .draws({count: 5, seed: BigInt(seed), block: 1}, 3000))""",
             str(seed),
         )
         assert drawn == expected
@@ -215,7 +222,12 @@ def test_convsambas_dilations(page: Any) -> None:
 
 
 def test_long_sequences_of_attention_have_exact_links(page: Any) -> None:
-    for parts in ([window(9, dilation=2), GLOBAL, BLOCKS], [window(2, block=16), BLOCKS]):
-        mixer = mixer_of(page, attention(*parts))
-        counted = call(page, "prices", "m.layerPrices(a[0], a[1], [1000, 5000])", attention(*parts), WIDTH)
+    layers = [
+        attention(9, dilation=2, global_=3, random=BLOCKS),
+        attention(2, block=16, random=BLOCKS),
+        attention(64, random=RANDOM),
+    ]
+    for layer in layers:
+        mixer = mixer_of(page, layer)
+        counted = call(page, "prices", "m.layerPrices(a[0], a[1], [1000, 5000])", layer, WIDTH)
         assert [price["product"] for price in counted] == [mixer.cost(1, n).product_flops for n in (1000, 5000)]

@@ -1,11 +1,10 @@
 // The links of sparse attention: the rules of seqmix's `mixers/links`, number for number, random draws included.
 //
-// A pattern is a list of parts, null where every position sees all before it:
-//   {type: "window", size, dilation, block}   the last `size` positions (every `dilation`-th), or the last blocks
-//   {type: "global", count}                   the first `count` positions see all before them and are seen by all
-//   {type: "random", count, seed, block}      `count` earlier positions (blocks) drawn for each position (block)
-
-/** @typedef {{type: string, size?: number, dilation?: number, block?: number, count?: number, seed?: number}} Part */
+// A pattern is {window, global, random}, null where every position sees all before it:
+//   window: {size, dilation, block}         the last `size` positions (every `dilation`-th), or the last blocks
+//   global: count                           the first `count` positions see all before them and are seen by all
+//   random: {count, seed, block} or null    `count` earlier positions (blocks) drawn for each position (block)
+// A position always sees itself. Not causal: every link is used both ways.
 
 const MASK = (1n << 64n) - 1n;
 
@@ -53,13 +52,13 @@ const drawn = new Map();
  * The units that each of the first `units` is linked to, `count` a unit, -1 for none: Floyd's sampling without
  * replacement. Kept, because a slider that moves a window draws nothing anew.
  */
-export function draws(part, units) {
-  const key = `${part.count} ${part.seed}`;
+export function draws(random, units) {
+  const key = `${random.count} ${random.seed}`;
   const known = drawn.get(key);
   if (known && known.units >= units) return known.picks;
-  const { count } = part;
+  const { count, seed } = random;
   const offsets = Array.from({ length: count }, (_, draw) =>
-    halves(BigInt(part.seed) * 0xd1342543de82ef95n + BigInt(draw) * 0x2545f4914f6cdd1dn));
+    halves(BigInt(seed) * 0xd1342543de82ef95n + BigInt(draw) * 0x2545f4914f6cdd1dn));
   const picks = new Int32Array(units * count);
   for (let unit = 0; unit < units; unit++) {
     const first = unit * count;
@@ -78,145 +77,108 @@ export function draws(part, units) {
   return picks;
 }
 
-/** The first position that a window shows to a target. */
-const windowBegin = (part, target) => part.block > 1
-  ? Math.max(0, (Math.floor(target / part.block) - part.size + 1) * part.block)
-  : Math.max(0, target - part.size + 1);
+/** The first position that the window of a target holds without gaps. */
+const windowBegin = ({ size, dilation, block }, target) => block > 1
+  ? Math.max(0, (Math.floor(target / block) - size + 1) * block)
+  : dilation > 1 ? target : Math.max(0, target - size + 1);
 
-/** Calls visit(source) for the links from positions at or before a target; a source may come more than once. */
-function eachSource(part, target, length, visit) {
-  if (part.type === "window" && part.dilation > 1) {
-    for (let tap = 0; tap < part.size && target - tap * part.dilation >= 0; tap++) visit(target - tap * part.dilation);
-  } else if (part.type === "window") {
-    for (let source = windowBegin(part, target); source <= target; source++) visit(source);
-  } else if (part.type === "global") {
-    const end = target < part.count ? target + 1 : part.count;
-    for (let source = 0; source < end; source++) visit(source);
-  } else {
-    const unit = Math.floor(target / part.block), picks = draws(part, Math.ceil(length / part.block));
-    for (let draw = 0; draw < part.count; draw++) {
-      const pick = picks[unit * part.count + draw];
-      for (let i = 0; pick >= 0 && i < part.block; i++) visit(pick * part.block + i);
-    }
+/** Calls visit(source) for each link of a target to positions at or before it; a source may come more than once. */
+function eachSource({ window, global, random }, target, length, visit) {
+  for (let source = windowBegin(window, target); source <= target; source++) visit(source);
+  if (window.dilation > 1) {
+    for (let tap = 1; tap < window.size && target >= tap * window.dilation; tap++) visit(target - tap * window.dilation);
+  }
+  const end = target < global ? target : global;
+  for (let source = 0; source < end; source++) visit(source);
+  if (random === null) return;
+  const first = Math.floor(target / random.block) * random.count;
+  const picks = draws(random, Math.ceil(length / random.block));
+  for (let draw = first; draw < first + random.count; draw++) {
+    for (let i = 0; picks[draw] >= 0 && i < random.block; i++) visit(picks[draw] * random.block + i);
   }
 }
 
 /** Uint8Array (length * length), 1 where the target (row) sees the source (column). */
-export function patternMatrix(parts, length, causal) {
+export function patternMatrix(pattern, length, causal) {
   const matrix = new Uint8Array(length * length);
   for (let target = 0; target < length; target++) {
     const link = (source) => {
       matrix[target * length + source] = 1;
       if (!causal) matrix[source * length + target] = 1;
     };
-    link(target);
-    if (parts === null) for (let source = 0; source < target; source++) link(source);
-    else for (const part of parts) eachSource(part, target, length, link);
+    if (pattern === null) for (let source = 0; source <= target; source++) link(source);
+    else eachSource(pattern, target, length, link);
   }
   return matrix;
 }
 
 /** A pattern as the library reads it, such as "window(4, dilation=2) | global_(1)". */
-export const patternText = (parts) => parts === null ? "full()" : parts.map((part) => {
-  const { type, size, count, seed, dilation, block } = part;
-  const options = Object.entries({ dilation, seed, block })
-    .filter(([key, value]) => value !== undefined && value !== (key === "seed" ? 0 : 1))
-    .map(([key, value]) => `, ${key}=${value}`).join("");
-  return `${type === "global" ? "global_" : type}(${size ?? count}${options})`;
-}).join(" | ");
-
-/** The most positions between a position and the first one it sees, itself included; null for no bound. */
-export const lookback = (part) => part.type !== "window" ? null
-  : part.block > 1 ? part.size * part.block : (part.size - 1) * part.dilation + 1;
-
-/** The latest positions that causal attention must keep besides the first ones that it keeps for good; null for all. */
-export function ring(parts) {
-  if (parts === null || parts.some((part) => part.type === "random")) return null;
-  return Math.max(1, ...parts.filter((part) => part.type === "window").map(lookback));
+export function patternText(pattern) {
+  if (pattern === null) return "full()";
+  const call = (name, first, options) => `${name}(${[first, ...options].join(", ")})`;
+  const option = (name, value, usual) => (value === usual ? [] : [`${name}=${value}`]);
+  const { window, global, random } = pattern;
+  const texts = [call("window", window.size, [...option("dilation", window.dilation, 1), ...option("block", window.block, 1)])];
+  if (global) texts.push(call("global_", global, []));
+  if (random) texts.push(call("random", random.count, [...option("seed", random.seed, 0), ...option("block", random.block, 1)]));
+  return texts.join(" | ");
 }
 
-/** The first positions that causal attention must keep for good. */
-export const kept = (parts) => parts === null || ring(parts) === null ? 0
-  : Math.max(0, ...parts.filter((part) => part.type === "global").map((part) => part.count));
+/** Whether a position sees no further than its window. */
+export const isBounded = (pattern) => pattern !== null && pattern.global === 0 && pattern.random === null;
 
-const lcm = (a, b) => {
-  let [x, y] = [a, b];
-  while (y) [x, y] = [y, x % y];
-  return (a / x) * b;
-};
+/** The most positions between a position and the first one in its window, itself included. */
+const lookback = ({ size, dilation, block }) => (block > 1 ? size * block : (size - 1) * dilation + 1);
 
-/** How far back the positions stand that a target sees, a set for each kind of target; null for no bound. */
-export function lagsByTarget(parts, causal) {
-  if (parts === null || parts.some((part) => lookback(part) === null)) return null;
-  if (parts.length === 1 && parts[0].block === 1) {
-    const [{ size, dilation }] = parts;
-    const back = Array.from({ length: size }, (_, tap) => tap * dilation);
-    return [causal ? back : [...back.slice(1).map((lag) => -lag), ...back]];
-  }
-  const span = Math.max(...parts.map(lookback));
-  const kinds = parts.map((part) => part.block).reduce(lcm, 1);
-  const sees = (later, earlier) => later === earlier || parts.some((part) => part.block > 1
-    ? Math.floor(later / part.block) - Math.floor(earlier / part.block) < part.size
-    : later - earlier < part.size * part.dilation && (later - earlier) % part.dilation === 0);
-  return Array.from({ length: kinds }, (_, kind) => {
-    const target = Math.ceil(span / kinds) * kinds + kind, lags = [];
-    for (let lag = causal ? 0 : -span; lag <= span && lag <= target; lag++) {
-      if (sees(Math.max(target, target - lag), Math.min(target, target - lag))) lags.push(lag);
-    }
-    return lags;
-  });
+/** The span of what one position sees in its window. */
+export function windowSpan(window, causal) {
+  if (causal) return lookback(window);
+  return window.block > 1 ? (2 * window.size - 1) * window.block : 2 * lookback(window) - 1;
+}
+
+/** How many positions one position sees in its window. */
+export const windowSeen = (window, causal) => (causal ? window.size : 2 * window.size - 1) * window.block;
+
+/** The latest positions that causal attention must keep; null for all. */
+export const ring = (pattern) => pattern === null || pattern.random ? null : lookback(pattern.window);
+
+/** The first positions that causal attention must keep for good besides. */
+export const kept = (pattern) => (ring(pattern) === null ? 0 : pattern.global);
+
+/** How many positions of first ... end - 1 a dilated window shows to a target behind them. */
+function inGaps({ size, dilation }, target, first, end) {
+  if (dilation === 1 || first >= end) return 0;
+  const nearest = Math.max(1, Math.ceil((target - end + 1) / dilation));
+  return Math.max(0, Math.min(size - 1, Math.floor((target - first) / dilation)) - nearest + 1);
 }
 
 /** How many positions at or before the target it sees, itself included. */
-export function linksOf(parts, target) {
-  if (parts === null) return target + 1;
-  const seen = new Set([target]);
-  for (const part of parts) eachSource(part, target, target + 1, (source) => source <= target && seen.add(source));
-  return seen.size;
-}
-
-const triangle = (length, window) => window >= length ? (length * (length + 1)) / 2
-  : (window * (window + 1)) / 2 + (length - window) * window;
-
-/** Links up to each of the lengths (ascending), (target, source) pairs of one head; exact below 2^53. */
-export function countLinks(parts, lengths, causal) {
-  if (!causal) return countLinks(parts, lengths, true).map((count, i) => 2 * count - lengths[i]);
-  if (parts === null) return lengths.map((length) => triangle(length, length));
-  const [only] = parts;
-  if (parts.length === 1 && only.type === "window" && only.dilation === 1 && only.block === 1) {
-    return lengths.map((length) => triangle(length, only.size));
+export function linksOf(pattern, target, length = target + 1) {
+  if (pattern === null) return target + 1;
+  const { window, global, random } = pattern;
+  if (target < global) return target + 1;
+  const begin = windowBegin(window, target);
+  let count = target - begin + 1 + Math.min(global, begin) + inGaps(window, target, global, begin);
+  if (random === null) return count;
+  const unit = Math.floor(target / random.block) * random.count;
+  const picks = draws(random, Math.ceil(length / random.block));
+  for (let draw = unit; draw < unit + random.count; draw++) {
+    if (picks[draw] < 0) continue;
+    const first = Math.max(global, picks[draw] * random.block);
+    const end = Math.min(begin, (picks[draw] + 1) * random.block);
+    if (end > first) count += end - first - inGaps(window, target, first, end);
   }
-  return countOneByOne(parts, lengths);
+  return count;
 }
 
-/** As countLinks, target by target: dense windows and global positions by their ends, the others listed. */
-function countOneByOne(parts, lengths) {
-  const dense = parts.filter((part) => part.type === "window" && part.dilation === 1);
-  const listed = parts.filter((part) => (part.type === "window" && part.dilation > 1) || part.type === "random");
-  const globals = Math.max(0, ...parts.filter((part) => part.type === "global").map((part) => part.count));
+/** Links over sequences of each of the lengths (ascending), pairs of target and source of one head. */
+export function countLinks(pattern, lengths, causal) {
+  if (!causal) return countLinks(pattern, lengths, true).map((count, i) => 2 * count - lengths[i]);
+  if (pattern === null) return lengths.map((length) => (length * (length + 1)) / 2);
   const longest = lengths[lengths.length - 1];
-  // A mark holds the last target that has counted the source.
-  const marks = listed.length > 1 ? new Int32Array(longest).fill(-1) : null;
-  const counts = [];
-  let total = 0;
-  for (let target = 0, next = 0; next < lengths.length; target++) {
-    while (next < lengths.length && lengths[next] === target) {
-      counts.push(total);
-      next++;
-    }
-    if (target < globals) {
-      total += target + 1;
-      continue;
-    }
-    const begin = dense.reduce((first, part) => Math.min(first, windowBegin(part, target)), target);
-    total += target - begin + 1 + Math.min(globals, begin);
-    for (const part of next < lengths.length ? listed : []) {
-      eachSource(part, target, longest, (source) => {
-        if (source >= begin || source < globals || (marks && marks[source] === target)) return;
-        if (marks) marks[source] = target;
-        total++;
-      });
-    }
-  }
-  return counts;
+  let total = 0, target = 0;
+  return lengths.map((length) => {
+    for (; target < length; target++) total += linksOf(pattern, target, longest);
+    return total;
+  });
 }

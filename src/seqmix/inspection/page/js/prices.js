@@ -61,7 +61,7 @@ function bytenet(layer, D) {
 /** Attention over `time` positions with `links` pairs of target and source, the last of `read` positions. */
 function attentionPrice(layer, D, time, links, read) {
   const head = Math.floor(D / layer.heads), groups = (layer.kv_heads ?? layer.heads) * head;
-  const last = ring(layer.parts), stored = !layer.causal ? 0 : last === null ? read : kept(layer.parts) + last;
+  const last = ring(layer.pattern), stored = !layer.causal ? 0 : last === null ? read : kept(layer.pattern) + last;
   return {
     parameters: 2 * D * (D + groups),
     product: 4 * time * D * (D + groups) + 4 * links * D,
@@ -150,14 +150,14 @@ const FORMULAS = {
 /** The prices of a layer's forward pass over sequences of the given lengths (ascending). */
 export function layerPrices(layer, width, lengths) {
   if (layer.name !== "attention") return lengths.map(FORMULAS[layer.name](layer, width));
-  const links = countLinks(layer.parts, lengths, layer.causal);
+  const links = countLinks(layer.pattern, lengths, layer.causal);
   return lengths.map((length, i) => attentionPrice(layer, width, length, links[i], length));
 }
 
 /** The price of one more token of a causal layer when `position` tokens are read; the state is that after it. */
 export function stepPrice(layer, width, position) {
   if (layer.name === "attention") {
-    return attentionPrice(layer, width, 1, linksOf(layer.parts, position), position + 1);
+    return attentionPrice(layer, width, 1, linksOf(layer.pattern, position), position + 1);
   }
   if (layer.name === "mamba2") {
     const { inner, size, product, other, price } = mamba2Sizes(layer, width);

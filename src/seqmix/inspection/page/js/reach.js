@@ -92,6 +92,21 @@ export function stackLinks(layers, length) {
   });
 }
 
+const lists = new WeakMap();
+
+/** For each target of a matrix of links the list of its sources. */
+function sourcesOf(matrix) {
+  if (!lists.has(matrix)) {
+    const { targets, sources, cells } = matrix;
+    lists.set(matrix, Array.from({ length: targets }, (_, target) => {
+      const row = cells.subarray(target * sources, (target + 1) * sources), found = [];
+      for (let source = row.indexOf(1); source >= 0; source = row.indexOf(1, source + 1)) found.push(source);
+      return found;
+    }));
+  }
+  return lists.get(matrix);
+}
+
 /**
  * The positions whose values reach `target` of the last layer: a Uint8Array for the inputs and one above each layer
  * (the last one holds the target alone).
@@ -99,14 +114,10 @@ export function stackLinks(layers, length) {
 export function cone(matrices, target, residual) {
   const last = matrices[matrices.length - 1];
   const levels = [Uint8Array.from({ length: last.targets }, (_, position) => Number(position === target))];
-  for (const { targets, sources, cells } of [...matrices].reverse()) {
-    const above = levels[0], below = new Uint8Array(sources);
-    for (let t = 0; t < targets; t++) {
-      if (!above[t]) continue;
-      if (residual) below[t] = 1;
-      const row = t * sources;
-      for (let s = 0; s < sources; s++) below[s] |= cells[row + s];
-    }
+  for (const matrix of [...matrices].reverse()) {
+    const rows = sourcesOf(matrix), above = levels[0];
+    const below = residual ? above.slice() : new Uint8Array(matrix.sources);
+    for (let t = above.indexOf(1); t >= 0; t = above.indexOf(1, t + 1)) for (const s of rows[t]) below[s] = 1;
     levels.unshift(below);
   }
   return levels;
@@ -123,17 +134,14 @@ export function counted(marks) {
  * through the residual costs nothing.
  */
 export function fewestLayers(matrices, target) {
-  const length = matrices[0].sources;
-  const fewest = new Int32Array(length).fill(-1);
+  const fewest = new Int32Array(matrices[0].sources).fill(-1);
   fewest[target] = 0;
-  for (const { sources, cells } of [...matrices].reverse()) {
+  for (const matrix of [...matrices].reverse()) {
     const before = fewest.slice();
-    for (let t = 0; t < length; t++) {
-      if (before[t] < 0) continue;
-      for (let s = 0; s < sources; s++) {
-        if (cells[t * sources + s] && s !== t && (fewest[s] < 0 || fewest[s] > before[t] + 1)) fewest[s] = before[t] + 1;
-      }
-    }
+    sourcesOf(matrix).forEach((row, t) => {
+      const count = before[t] + 1;
+      if (count > 0) for (const s of row) if (s !== t && (fewest[s] < 0 || fewest[s] > count)) fewest[s] = count;
+    });
   }
   return fewest;
 }

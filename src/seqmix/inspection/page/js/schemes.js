@@ -1,9 +1,9 @@
 // What a layer is, in the options of the library's own mixers, and which positions it links.
 //
-// A layer is an entry of a model's `mixers`: {name, ...options}. Attention has `parts` (see links.js) in place of the
-// text of its pattern, and `dilation` is always the list that the heads cycle through.
+// A layer is an entry of a model's `mixers`: {name, ...options}. The `pattern` of attention is an object (links.js) or
+// null for all links, and `dilation` is always the list that the heads cycle through.
 
-import { lagsByTarget, lookback, patternMatrix, patternText } from "page/links";
+import { isBounded, patternMatrix, patternText, windowSeen, windowSpan } from "page/links";
 
 /** Mixers that convolve with a kernel and dilations. */
 export const CONVOLUTIONS = ["depthwise_conv", "gated_conv", "convsamba", "conv", "bytenet"];
@@ -37,7 +37,7 @@ const dilationsInUse = (layer) => {
 
 /** Whether every output is linked to every earlier position. */
 export const seesEverything = (layer) =>
-  RECURRENT.includes(layer.name) || (layer.name === "attention" && layer.parts === null);
+  RECURRENT.includes(layer.name) || (layer.name === "attention" && layer.pattern === null);
 
 /**
  * How far back the sources of one output stand, as runs of equal steps [{first, step, count}], negative for ahead;
@@ -53,11 +53,11 @@ export function lagRuns(layer) {
       return { first: left - reach, step: dilation, count: layer.kernel };
     });
   }
-  if (layer.parts === null || layer.parts.some((part) => lookback(part) === null)) return null;
-  return layer.parts.map(({ size, dilation, block }) => {
-    const reach = block > 1 ? size * block - 1 : (size - 1) * dilation;
-    return { first: layer.causal ? 0 : -reach, step: dilation, count: (layer.causal ? reach : 2 * reach) / dilation + 1 };
-  });
+  if (!isBounded(layer.pattern)) return null;
+  const { size, dilation, block } = layer.pattern.window;
+  const reach = block > 1 ? size * block - 1 : (size - 1) * dilation;
+  const first = layer.causal ? 0 : -reach;
+  return [{ first, step: dilation, count: (reach - first) / dilation + 1 }];
 }
 
 /** The least and the greatest lag of runs. */
@@ -68,28 +68,19 @@ export const lagBounds = (runs) => ({
 
 /** The span in positions, the present one included; null for no bound. */
 export function receptiveField(layer) {
-  if (layer.name === "attention" && layer.parts !== null) {
-    // A position of a block sees less to one side than to the other: the lags of all positions are no span of one.
-    const lags = layer.parts.some((part) => part.block > 1) ? lagsByTarget(layer.parts, layer.causal) : null;
-    if (lags) return Math.max(...lags.map((list) => Math.max(...list) - Math.min(...list) + 1));
-  }
   const runs = lagRuns(layer);
   if (runs === null) return null;
-  if (layer.name === "attention" || LONG.includes(layer.name)) {
-    const { ahead, back } = lagBounds(runs);
-    return back - ahead + 1;
-  }
+  // A position within a block sees further to one side than to the other, so the lags of all are more than a span.
+  if (layer.name === "attention") return windowSpan(layer.pattern.window, layer.causal);
+  if (LONG.includes(layer.name)) return layer.length;
   return (layer.kernel - 1) * Math.max(...dilationsInUse(layer)) + 1;
 }
 
 /** How many positions of the field one layer really sees; null for no bound. */
 export function positionsSeen(layer) {
-  if (layer.name === "attention" && layer.parts !== null) {
-    const lags = lagsByTarget(layer.parts, layer.causal);
-    return lags && Math.max(...lags.map((list) => list.length));
-  }
   const runs = lagRuns(layer);
   if (runs === null) return null;
+  if (layer.name === "attention") return windowSeen(layer.pattern.window, layer.causal);
   if (runs.length === 1) return runs[0].count;
   const lags = new Set();
   for (const { first, step, count } of runs) for (let i = 0; i < count; i++) lags.add(first + i * step);
@@ -104,7 +95,7 @@ export const positionsOut = (layer, length) => Math.ceil(length / (layer.stride 
  */
 export function linkMatrix(layer, length) {
   const sources = length, targets = positionsOut(layer, length);
-  if (layer.name === "attention") return { targets, sources, cells: patternMatrix(layer.parts, length, layer.causal) };
+  if (layer.name === "attention") return { targets, sources, cells: patternMatrix(layer.pattern, length, layer.causal) };
   const runs = lagRuns(layer) ?? [{ first: 0, step: 1, count: length }];
   const cells = new Uint8Array(targets * sources);
   for (let target = 0; target < targets; target++) {
@@ -120,11 +111,11 @@ export function linkMatrix(layer, length) {
 
 /** The layer as the library takes it: {name, ...options}. */
 export function libraryOptions(layer) {
-  const { parts, dilation, ...options } = layer;
-  if (parts !== undefined && parts !== null) {
-    const [only] = parts;
-    const isWindow = parts.length === 1 && only.type === "window" && only.dilation === 1 && only.block === 1;
-    return isWindow ? { ...options, window: only.size } : { ...options, pattern: patternText(parts) };
+  const { pattern, dilation, ...options } = layer;
+  if (pattern) {
+    const { size, dilation: step, block } = pattern.window;
+    const isWindow = isBounded(pattern) && step === 1 && block === 1;
+    return isWindow ? { ...options, window: size } : { ...options, pattern: patternText(pattern) };
   }
   if (dilation === undefined) return options;
   if (layer.name === "convsamba") return { ...options, dilation };
