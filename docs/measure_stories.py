@@ -119,15 +119,14 @@ def _section(one: Measured, results: Any) -> str:
     """The table of one comparison, its verdict, and how it was measured."""
     where = results["environment"]
     machine = where["hardware"]
-    commit = (where["commit"] or "unknown")[:7]
     verdict = "\n".join(f"- {_escaped(sentence)}" for sentence in _said(results))
-    command = "seqmix compare " + " ".join(_quoted(word) for word in one.arguments)
-    return (
-        f"### {one.title}\n\n{_table(results)}\n{_distances(results)}{verdict}\n\n"
-        f"Commit {commit}, torch {where['versions'].get('torch')}, {machine['processor']}, {machine['cores']} cores, "
-        f"{where['threads']} {'thread' if where['threads'] == 1 else 'threads'}, {where['date'][:10]}, seeds 0 to {results['settings']['seeds'] - 1}.\n\n"
-        f"    {command}\n"
+    measured = (
+        f"Commit {(where['commit'] or 'unknown')[:7]}, torch {where['versions'].get('torch')}, "
+        f"{machine['processor']}, {machine['cores']} cores, threads {where['threads']}, {where['date'][:10]}, "
+        f"seeds 0 to {results['settings']['seeds'] - 1}."
     )
+    command = "seqmix compare " + " ".join(_quoted(word) for word in one.arguments)
+    return f"### {one.title}\n\n{_table(results)}\n{_distances(results)}{verdict}\n\n{measured}\n\n    {command}\n"
 
 
 def _said(results: Any) -> list[str]:
