@@ -7,7 +7,7 @@ ENV := .venv/.installed
 
 # By its exact version and before anything else: a range can make pip fetch several gigabytes of GPU builds.
 TORCH ?= torch==2.13.0
-EXTRAS := data,report,hf,tensorboard,export,dev
+EXTRAS := data,report,figures,hf,tensorboard,export,docs,dev
 
 DEMO_TOKENS ?= 400k
 DEMO_OUT ?= runs/demo
@@ -15,7 +15,7 @@ DEMO_OUT ?= runs/demo
 # Two workers, one thread each, fill two cores; more threads would only make them wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: env native sanitize demo test test-slow lint bench clean
+.PHONY: env native sanitize demo test test-slow lint bench docs pictures stories clean
 
 env: $(ENV)
 
@@ -59,5 +59,16 @@ BENCHES := depthwise_conv training decode step_position scans loop_overhead wind
 bench: $(ENV)
 	for name in $(BENCHES); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
+# The documentation as a site in docs/_build/html; its pictures and its measured tables are committed.
+docs: $(ENV)
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+pictures: $(ENV)
+	$(BIN)/python docs/make_pictures.py
+
+stories: $(ENV)
+	$(BIN)/python docs/measure_stories.py
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv build dist docs/_build .pytest_cache .ruff_cache .mypy_cache .hypothesis
