@@ -7,7 +7,8 @@
  * @property {boolean} [log]
  * @property {number} [base] 2: the ticks of a log axis are powers of two.
  * @property {boolean} [zero] The axis shows 0; a log axis then counts log(1 + value).
- * @property {number} [decades] How far below its greatest value a log axis goes at most; 8 unless told.
+ * @property {boolean} [whole] Values are whole numbers, and so are the ticks.
+ * @property {number} [decades] How far below its greatest value a log axis of values goes; 8 unless told.
  * @property {(value: number) => string} [show] How a value is written at a tick and in the read-out.
  */
 
@@ -25,14 +26,14 @@ export function scale(values, axis, room, rounded) {
   const isShown = (value) => Number.isFinite(value) && (!axis.log || value + shifted > 0);
   let [low, high] = ends(values.filter(isShown), axis);
   if (axis.log) {
-    if (!shifted) low = Math.max(low, high / 10 ** (axis.decades ?? 8));
+    if (!shifted) low = Math.max(low, high / 10 ** (axis.decades ?? (rounded ? 8 : Infinity)));
     if (rounded && !shifted) [low, high] = roundedLogEnds(low, high);
     const bottom = Math.log(low + shifted);
     const span = Math.log(high + shifted) - bottom;
     const to = (value) => (value + shifted > 0 ? (Math.log(value + shifted) - bottom) / span : -Infinity);
     return { low, high, to, ticks: logTicks(low, high, axis, room) };
   }
-  const step = niceStep((high - low) / room);
+  const step = niceStep(Math.max((high - low) / room, axis.whole ? 1 : 0));
   if (rounded) {
     low = Math.floor(low / step + 1e-9) * step;
     high = Math.ceil(high / step - 1e-9) * step;

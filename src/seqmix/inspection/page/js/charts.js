@@ -20,7 +20,7 @@ import { draw, look, withUnit } from "page/linework";
  * @property {number} [height] Pixels of the plot.
  */
 
-const HINT = "Point at the chart, or focus it and press the arrow keys.";
+const HINT = "The left and right arrow keys walk the points.";
 
 /**
  * A figure with the chart; `figure.update(changes)` draws it again with some options changed.
@@ -48,7 +48,8 @@ export function lineChart(options) {
   const point = () => {
     if (stop !== null && !drawn.stops.includes(stop)) stop = null;
     drawCursor(drawn, chart, stop);
-    readout.textContent = stop === null ? HINT : reading(chart, stop);
+    const hint = document.activeElement === picture ? HINT : "";
+    readout.textContent = stop === null ? hint : reading(chart, stop);
   };
   const fill = () => {
     caption.textContent = chart.name;
@@ -65,6 +66,7 @@ export function lineChart(options) {
       point();
     });
   }
+  for (const kind of ["focus", "blur"]) picture.addEventListener(kind, () => point());
   picture.addEventListener("keydown", (event) => {
     const next = keyStop(drawn.stops, stop, event.key);
     if (next === undefined) return;

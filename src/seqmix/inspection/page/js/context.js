@@ -32,7 +32,7 @@ export function mount(root, page) {
       y: { label: "loss", unit },
       series: known.map(({ name, context: { loss_by_position: loss } }) => ({ name, x: loss.positions, y: loss.bits })),
     }),
-    ...known.map((model) => about(model, `Measured on ${model.context.source}.`)),
+    ...known.map((model) => about(model, model.context.source)),
   );
 }
 
@@ -62,7 +62,7 @@ function worthMark({ name, context }, named) {
 
 export function worthInWords({ ablation, unit }) {
   const { distances, bits: values, whole, low, high } = ablation;
-  const shortest = `the last ${count(distances[0], "token")}`;
+  const shortest = distances[0] === 1 ? "the last token" : `the last ${count(distances[0], "token")}`;
   const basis = `over ${count(ablation.targets, "target")}`;
   if (!gains(ablation)) return `More context than ${shortest} is worth nothing that can be told from 0 (${basis}).`;
   const interval = low[0] === null ? "" : `95 % interval ${format(low[0])} to ${format(high[0])}, `;

@@ -18,7 +18,7 @@ export function mount(root, page) {
   const known = models.filter((model) => model.costs);
   for (const model of models) if (!model.costs) root.append(note(`${model.name}: the costs are not known.`));
   if (!known.length) return;
-  root.append(element("div", { class: "panels" }, ...CHARTS.map((chart) => chartOf(known, chart))));
+  root.append(element("div", { class: "panels small" }, ...CHARTS.map((chart) => chartOf(known, chart))));
   const { crossovers } = page.data;
   if (crossovers.length) {
     root.append(element("h3", {}, "Where they cross"));

@@ -72,7 +72,7 @@ function chartOf(model, layer, log) {
     x: { label: "distance", unit: "positions back", log, zero: true, show: String },
     y: { label: "share of the gradient", log: true, decades: 8 },
     series,
-    marks,
+    marks: marks.filter(({ x }) => x >= 0),
   };
 }
 
@@ -159,7 +159,7 @@ function stepsOf(models) {
   const chart = lineChart({
     name: "Mixers that a message needs",
     x: { label: "distance", unit: "positions back", log: true, base: 2, show: String },
-    y: { label: "mixers", zero: true, show: String },
+    y: { label: "mixers", zero: true, whole: true, show: String },
     series,
     height: 160,
   });

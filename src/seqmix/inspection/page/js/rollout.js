@@ -9,7 +9,7 @@ import { paint, scaleOf } from "page/shades";
 export const id = "rollout";
 export const title = "Rollout";
 
-const ROW = 18; // pixels of a row of the gradient's picture
+const ROW = 14; // pixels of a row of the gradient's picture
 
 export function mount(root, page) {
   root.append(
@@ -74,11 +74,12 @@ function rolloutOf(page, model) {
   });
   return [
     element("div", { class: "controls" }, chooser),
-    element("h4", {}, "Product of the layers"),
-    map.canvas,
-    readout,
-    element("h4", {}, "Gradient at the targets"),
-    strips,
+    element(
+      "div",
+      { class: "side-by-side" },
+      element("div", {}, element("h4", {}, "Product of the layers"), map.canvas, readout),
+      element("div", {}, element("h4", {}, "Gradient at the targets"), strips),
+    ),
     note("Colours go with the square root of the weight; in the gradient each row has its own scale."),
     chart,
     words,
