@@ -2,14 +2,13 @@
 
 import { lineChart } from "page/charts";
 import { choices, element, select } from "page/dom";
-import { count, folded, modelPanels, namedModels, note, table } from "page/parts";
+import { AXES, count, folded, modelPanels, namedModels, note, table } from "page/parts";
 import { mixerName } from "page/words";
 
 export const id = "field";
 export const title = "Receptive field";
 
 const WHOLE = "whole";
-const AXES = [{ value: true, label: "log distance" }, { value: false, label: "linear distance" }];
 const SHARES = ["50 %", "90 %", "99 %"];
 
 export function mount(root, page) {

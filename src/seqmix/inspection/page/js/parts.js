@@ -2,6 +2,9 @@
 
 import { element } from "page/dom";
 
+/** The choice between a log axis of the distance and a linear one. */
+export const AXES = [{ value: true, label: "log distance" }, { value: false, label: "linear distance" }];
+
 /** A paragraph of words about what is shown. */
 export const note = (text) => element("p", { class: "note" }, text);
 

@@ -1,17 +1,17 @@
 /** Positions: encodings as phases over distance, and what the division by the square root of d does to the scores. */
 
 import { lineChart } from "page/charts";
-import { element, format } from "page/dom";
-import { modelPanels, note, table } from "page/parts";
+import { choices, element, format } from "page/dom";
+import { AXES, modelPanels, note, table } from "page/parts";
 
 export const id = "positions";
 export const title = "Positions";
 
-const NAMES = {
-  rope: "Rotary positions (RoPE)",
-  alibi: "ALiBi",
-  sinusoidal: "Sinusoidal positions",
-  learned: "Learned positions",
+const KINDS = {
+  rope: { name: "Rotary positions (RoPE)", label: "cosine of the turn" },
+  alibi: { name: "ALiBi", label: "added to the score", unit: "nats" },
+  sinusoidal: { name: "Sinusoidal positions", label: "cosine of two positions" },
+  learned: { name: "Learned positions", label: "cosine of two positions" },
 };
 const FIRST_SHOWN = 4;
 
@@ -35,12 +35,10 @@ function encodingOf(positions) {
   const series = () => [...chosen].sort((a, b) => a - b).map((at) => {
     return { name: curves[at].name, x: distances, y: curves[at].values };
   });
-  const chart = lineChart({
-    name: NAMES[kind] ?? kind,
-    x: { label: "distance", unit: "positions", show: String },
-    y: { label: kind === "rope" ? "cosine of the phase" : "value" },
-    series: series(),
-  });
+  const { name, label, unit } = KINDS[kind];
+  const across = (log) => ({ label: "distance", unit: "positions", log, zero: true, show: String });
+  const chart = lineChart({ name, x: across(true), y: { label, unit }, series: series() });
+  const axis = choices("Axis of the distance", AXES, true, (log) => chart.update({ x: across(log) }));
   const boxes = curves.map((curve, at) => {
     const box = element("input", { type: "checkbox" });
     box.checked = chosen.has(at);
@@ -52,7 +50,7 @@ function encodingOf(positions) {
     return element("label", { class: "tick" }, box, ` ${curve.name}`);
   });
   const choose = element("fieldset", { class: "ticks" }, element("legend", {}, "Curves"), ...boxes);
-  return [...(curves.length > 1 ? [choose] : []), chart, note(positions.note)];
+  return [element("div", { class: "controls" }, axis), choose, chart, note(positions.note)];
 }
 
 /** Up to FIRST_SHOWN indices from the first to the last. */
