@@ -117,6 +117,12 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[nodes.Node | str]], n
     return nodes.table("", group, classes=[name])
 
 
+def with_code(text: str) -> nodes.inline:
+    """A text in which words between backticks are code."""
+    pieces = enumerate(text.split("`"))
+    return nodes.inline("", "", *(nodes.literal("", piece) if at % 2 else nodes.Text(piece) for at, piece in pieces))
+
+
 def _row(cells: Sequence[nodes.Node | str]) -> nodes.row:
     return nodes.row(
         "",
@@ -175,7 +181,7 @@ class MixerOptions(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         rows = [
-            (nodes.literal("", option.name), nodes.literal("", option.default), option.text)
+            (nodes.literal("", option.name), nodes.literal("", option.default), with_code(option.text))
             for option in options_of(mixer_class(self.arguments[0]).config_class)
         ]
         return [table(("option", "default", "what it is"), rows, "mixer-options")]

@@ -25,12 +25,12 @@ class Option(NamedTuple):
 
 def options_of(config_class: type) -> list[Option]:
     """The fields of a frozen config dataclass, in order, with what the docstrings say of each."""
-    texts, mentions = _texts(config_class)
+    texts, others = _texts(config_class)
     return [
         Option(
             field.name,
             _default(field),
-            texts.get(field.name) or COMMON.get(field.name) or _mention(field.name, mentions),
+            texts.get(field.name) or COMMON.get(field.name) or _mention(field.name, texts, others),
         )
         for field in dataclasses.fields(config_class)
     ]
@@ -42,23 +42,25 @@ def _default(field: Any) -> str:
     return "" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
 
 
-def _mention(name: str, mentions: list[str]) -> str:
-    """The first text that speaks of an option which no docstring describes by itself."""
-    return next((text for text in mentions if re.search(rf"(?<!\w){name}(?!\w)", text)), "")
+def _mention(name: str, texts: dict[str, str], others: list[str]) -> str:
+    """Where an option is spoken of that no docstring describes by itself: a paragraph, or another option's text."""
+    word = re.compile(rf"(?<!\w){name}(?!\w)")
+    by = next((other for other, text in texts.items() if word.search(text)), None)
+    return f"see `{by}`" if by is not None else next((text for text in others if word.search(text)), "")
 
 
 def _texts(config_class: type) -> tuple[dict[str, str], list[str]]:
-    """The descriptions in its docstring, in those of its bases and of the config it says it is like; and all texts."""
+    """The descriptions in its docstring, its bases' and that of the config it says it is like; and other paragraphs."""
     texts: dict[str, str] = {}
-    mentions: list[str] = []
+    others: list[str] = []
     for base in [cls for cls in config_class.__mro__ if dataclasses.is_dataclass(cls)]:
         doc = inspect.cleandoc(base.__doc__ or "")
-        found, others = described(doc, [field.name for field in dataclasses.fields(base)])
-        texts, mentions = found | texts, mentions + list(found.values()) + others
+        found, more = described(doc, [field.name for field in dataclasses.fields(base)])
+        texts, others = found | texts, others + more
         like = re.match(r"As (\w+Config)", doc)
         if like:
             texts = _texts(getattr(sys.modules[base.__module__], like.group(1)))[0] | texts
-    return texts, mentions
+    return texts, others
 
 
 def described(doc: str, names: list[str]) -> tuple[dict[str, str], list[str]]:
