@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_EDGES = 20_000
+LEVELS = 6
 Step = tuple[int, int, int, float]
 
 
@@ -82,8 +83,6 @@ def draw_links(
     inches: float = 2.9,
 ) -> None:
     """Draws the graph into axes; see `links_figure`. `inches` is about their width, for the labels."""
-    from matplotlib.collections import LineCollection
-
     weights = [np.abs(checked(layer)) for layer in layers]
     if not weights:
         raise InputError("layers is empty: give the matrix of at least one layer")
@@ -98,28 +97,22 @@ def draw_links(
     steps = list(path)
     _check_places(target, steps, len(weights), positions)
     check_tokens(tokens, positions)
+    if names is not None and len(names) != len(weights):
+        raise InputError(f"names has {len(names)} labels for {len(weights)} layers: give one for each")
 
     drawn = [(matrix > 0) & (matrix >= threshold * matrix.max()) for matrix in weights]
     edges = sum(int(links.sum()) for links in drawn)
     if edges > MOST_EDGES:
         raise InputError(f"the graph has {edges} edges: raise threshold or draw fewer positions, at most {MOST_EDGES}")
     heard = _heard(drawn, target)
+    # In a dense graph thinner lines keep the single link visible.
+    width = min(1.1, max(0.3, 4 * positions * len(weights) / max(edges, 1)))
     for layer, links in enumerate(drawn):
-        largest = weights[layer].max() or 1.0
+        strength = weights[layer] / (weights[layer].max() or 1.0)
         for is_lit in (False, True):
-            targets, sources = np.nonzero(links & (heard[layer + 1][:, None] == is_lit))
-            strength = weights[layer][targets, sources] / largest
-            axes.add_collection(
-                LineCollection(
-                    [[(s, layer), (t, layer + 1)] for t, s in zip(targets, sources, strict=True)],
-                    colors=SERIES[0] if is_lit else LINE,
-                    linewidths=0.35 + 0.75 * strength,
-                    alpha=0.25 + 0.65 * strength,
-                    zorder=2 if is_lit else 1,
-                )
-            )
+            _draw_edges(axes, layer, strength, links & (heard[layer + 1][:, None] == is_lit), width, is_lit)
     _draw_path(axes, steps, len(weights))
-    size = min(16.0, (40 * inches / positions) ** 2 / 12)
+    size = min(14.0, (20 * inches / positions) ** 2)
     for layer, lit in enumerate(heard):
         places = np.arange(positions)
         axes.scatter(places, np.full(positions, layer), s=size, c="white", edgecolors=INK, linewidths=0.5, zorder=4)
@@ -138,12 +131,37 @@ def draw_links(
 def _check_places(target: int | None, steps: list[Step], layers: int, positions: int) -> None:
     if target is not None and not 0 <= target < positions:
         raise InputError(f"target is {target}: choose a position from 0 to {positions - 1}")
+    here, last = None, -1
     for layer, source, heard, _ in steps:
         if not (0 <= layer < layers and 0 <= source < positions and 0 <= heard < positions):
             raise InputError(
                 f"path has the step from {source} to {heard} in layer {layer}: the graph has {layers} layers and "
                 f"{positions} positions, counted from 0"
             )
+        if layer <= last:
+            raise InputError(f"path goes through layer {layer} twice or backwards: give its steps from the input up")
+        if here is not None and source != here:
+            raise InputError(
+                f"path goes on from {source} in layer {layer} where it stands at {here}: give joined steps"
+            )
+        here, last = heard, layer
+
+
+def _draw_edges(axes: Axes, layer: int, strength: np.ndarray, links: np.ndarray, width: float, is_lit: bool) -> None:
+    """The links from one layer to the next; links of about one strength are a single line with gaps."""
+    level = np.ceil(strength * LEVELS).astype(int)
+    for shade in np.unique(level[links]):
+        targets, sources = np.nonzero(links & (level == shade))
+        gap = np.full(len(targets), np.nan)
+        share = shade / LEVELS
+        axes.plot(
+            np.stack([sources, targets, gap], axis=1).ravel(),
+            np.stack([np.full(len(targets), layer), np.full(len(targets), layer + 1), gap], axis=1).ravel(),
+            color=SERIES[0] if is_lit else LINE,
+            linewidth=width * (0.3 + 0.7 * share),
+            alpha=0.2 + 0.8 * share,
+            zorder=2 if is_lit else 1,
+        )
 
 
 def _heard(drawn: list[np.ndarray], target: int | None) -> list[np.ndarray]:

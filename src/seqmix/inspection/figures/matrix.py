@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-# From white, which is "no link", to dark: lightness falls all the way. Signed: orange below zero, blue above.
+# From white, which is "no link", to dark: lightness falls all the way. Signed: orange below zero, blue above, in an
+# odd number of steps, so that zero is white.
 _SEQUENTIAL = ("#ffffff", "#c6dbef", "#6baed6", "#2171b5", "#08306b")
 _DIVERGING = ("#7f3b08", "#d9720f", "#fdd0a2", "#ffffff", "#c6dbef", "#4292c6", "#08306b")
 
@@ -42,6 +43,8 @@ def matrix_figure(
         InputError: an array that is not a matrix or has entries that are not finite, or labels of another length.
     """
     panels = dict(matrices) if isinstance(matrices, Mapping) else {"": matrices}
+    if not panels:
+        raise InputError("matrices is empty: give at least one")
     width = HALF_PAGE * len(panels) if width is None else width
     with styled():
         figure = new_figure(width, width / len(panels) * 0.9)
@@ -52,7 +55,7 @@ def matrix_figure(
             image = draw_matrix(
                 place, matrix, tokens=tokens, source_tokens=source_tokens, title=name, scale=scale, inches=side
             )
-        add_scale(figure, image, list(axes), label)
+        add_scale(image, label)
     return figure
 
 
@@ -73,7 +76,7 @@ def color_scale(matrices: Any, gamma: float = 1.0) -> dict[str, Any]:
             return np.sign(values) * np.abs(values) ** (1 / gamma)
 
         return {
-            "cmap": LinearSegmentedColormap.from_list("seqmix_signed", _DIVERGING),
+            "cmap": LinearSegmentedColormap.from_list("seqmix_signed", _DIVERGING, N=257),
             "norm": FuncNorm((bend, straighten), vmin=-most, vmax=most),
         }
     return {
@@ -126,12 +129,12 @@ def draw_matrix(
     return image
 
 
-def add_scale(figure: Figure, image: AxesImage, axes: list[Axes], label: str) -> None:
-    """The bar that says which colour is which weight, beside the given axes."""
+def add_scale(image: AxesImage, label: str = "") -> None:
+    """The bar that says which colour is which weight, on the right of the image and as high."""
     from matplotlib.ticker import MaxNLocator
 
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, aspect=22)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    bar.ax.tick_params(length=2, labelsize=7)
-    bar.outline.set_linewidth(0.5)
-    bar.set_label(label)
+    bar = image.axes.inset_axes((1.04, 0.0, 0.05, 1.0))
+    image.axes.figure.colorbar(image, cax=bar)
+    bar.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    bar.tick_params(length=2)
+    bar.set_ylabel(label)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqmix.errors import InputError, SeqmixError
+from seqmix.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +100,16 @@ def powers_of_two(axes: Axes, last: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def powers_of_ten(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers; tokens may hold dollar signs, so no label is read as mathematics."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(numticks=7))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def count(value: float) -> str:
     """A number in few letters: 512, 64k, 1.5M; of powers of two from 1024 on, k is 1024."""
     if value >= 1024 and value == 2 ** round(math.log2(value)):
@@ -133,7 +144,7 @@ def label_positions(axis: Any, tokens: Sequence[str] | None, positions: int, inc
     """
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    room = inches / 0.1
+    room = inches / 0.085
     if tokens is None or positions > room:
         axis.set_major_locator(MaxNLocator(nbins=max(2, min(6, int(inches * 3))), integer=True))
         return
@@ -158,21 +169,11 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> Non
         dpi: pixels an inch of a PNG; an SVG has none.
 
     Raises:
-        InputError: another suffix, or a place that cannot be written to.
-        SeqmixError: matplotlib is not installed.
+        InputError: another suffix, or a place that may not be written to.
+        SeqmixError: matplotlib is not installed, or the file cannot be written.
     """
     path = Path(path)
-    content = rendered(figure, path.suffix.lower(), dpi=dpi)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{str(path)!r} cannot be written ({error.strerror}): choose another place") from error
+    write_bytes(path, rendered(figure, path.suffix.lower(), dpi=dpi))
 
 
 def rendered(figure: Figure, suffix: str, *, dpi: int = 200) -> bytes:
