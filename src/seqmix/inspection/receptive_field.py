@@ -1,0 +1,356 @@
+"""How far back a model sees: by formula, by gradient, and how much of the gradient comes from where.
+
+The receptive field is the span of the inputs that an output depends on at all. The effective receptive field is where
+the norm of its gradient really lies: it is measured as the gradient of a random combination of one output's channels
+with respect to every input, averaged over outputs (Luo et al. 2016, arXiv 1701.04128, section 3.1).
+
+Shapes: H heads, N targets, T time, S source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seqmix.errors import InputError
+from seqmix.inspection.gradients import embed, normal, output_of, probe_of, seen_from, sizes_at, streams
+from seqmix.inspection.layers import Place, Slot, mixer_places
+from seqmix.inspection.subject import Subject
+from seqmix.mixer import Mixer
+from seqmix.models.language_model import SeqmixForCausalLM
+from seqmix.models.reach import receptive_field
+
+BEYOND = 3
+"""Positions before the receptive field that are read too, to see that nothing comes from there."""
+UNBOUNDED = 64
+"""How many positions are read where the receptive field has no bound."""
+LONGEST = 32768
+LAST_SHARE = 8
+"""Targets stand in the last eighth of a text, so that nearly every distance lies inside it."""
+FARTHEST = 8192
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The fewest positions, counted back from the output, that hold half, 90 % and 99 % of a curve; 0 if it is zero."""
+
+    half: int
+    ninety: int
+    ninety_nine: int
+
+
+@dataclass(frozen=True)
+class HeadField:
+    """formula: the head's span (`Mixer.head_spans`), None without a bound. measured: from its matrix on the text, and
+    how far back its values look. widths: of |M| over the distance, rows that sum to 1.
+    """
+
+    formula: int | None
+    measured: int
+    widths: Widths
+
+
+@dataclass(frozen=True)
+class LayerField:
+    """formula, measured: of this mixer alone. stack_formula, stack_measured: of the model from its embeddings up to
+    the output of this layer. curve: the share of its gradient's norm at distance 0, 1, ...
+    """
+
+    layer: int
+    slot: Slot
+    name: str
+    formula: int | None
+    measured: int
+    stack_formula: int | None
+    stack_measured: int
+    curve: list[float]
+    widths: Widths
+    heads: list[HeadField]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """curve: the share of the gradient's norm at distance 0, 1, ..., which sums to 1; widths: of it."""
+
+    curve: list[float]
+    widths: Widths
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The fewest mixers that carry something over each distance; None where none can."""
+
+    distances: list[int]
+    mixers: list[int | None]
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """How far back a model sees on a text.
+
+    formula, positions_seen: what it says of itself, None for no bound. measured: by gradient, of the text at most.
+    fills_text: whether the last token depends on the first. curve, widths: of the gradient's norm with the weights as
+    they are. targets, directions: how many outputs it is the mean of, and random combinations of each.
+    untrained: the same for freshly drawn weights, where the model is trained.
+    """
+
+    formula: int | None
+    positions_seen: int | None
+    measured: int
+    fills_text: bool
+    curve: list[float]
+    targets: int
+    directions: int
+    widths: Widths
+    steps: Steps
+    layers: list[LayerField]
+    untrained: Curve | None
+
+
+def measured_lags(
+    model: SeqmixForCausalLM, time: int | None = None, draws: int = 3, *, as_it_is: bool = False
+) -> list[int]:
+    """How far back the tokens stand that the last output depends on, by gradient in float64, nearest first.
+
+    Args:
+        time: tokens to read; None reads a little more than the receptive field, or 64 where that has no bound.
+        draws: random texts; what any of them shows counts, because an activation may be off by chance.
+        as_it_is: a weight of exactly zero lets nothing through; by default it counts as one that will be trained.
+
+    Raises:
+        InputError: time is below 1, or None where the receptive field is longer than can be read.
+    """
+    if time is None:
+        time = _time_to_read(model)
+    if time < 1 or draws < 1:
+        raise InputError(f"time is {time} and draws is {draws}: each must be at least 1")
+    generator = torch.Generator().manual_seed(0)
+    probe = probe_of(model, as_it_is=as_it_is)
+    leaf = embed(probe, torch.randint(model.config.vocab_size, (draws, time), generator=generator))
+    with torch.enable_grad():
+        output = probe.model.mix(leaf)[0]
+    seen = seen_from(output, leaf, time - 1, generator)
+    return (time - 1 - seen.nonzero().flatten()).flip(0).tolist()
+
+
+def measured_receptive_field(
+    model: SeqmixForCausalLM, time: int | None = None, draws: int = 3, *, as_it_is: bool = False
+) -> int:
+    """The span that the last output depends on, by gradient in float64; arguments as of `measured_lags`."""
+    return max(measured_lags(model, time, draws, as_it_is=as_it_is), default=-1) + 1
+
+
+def mixer_lags(mixer: Mixer, x: Tensor, target: int) -> list[int]:
+    """How far back the inputs stand that a mixer's output at `target` depends on; negative is ahead.
+
+    Args:
+        x: (rows, time, dim) in the precision of the mixer; what any row shows counts.
+    """
+    leaf = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        output = mixer(leaf).y
+    seen = seen_from(output, leaf, target, torch.Generator().manual_seed(0))
+    return (target - seen.nonzero().flatten()).flip(0).tolist()
+
+
+def receptive_fields(
+    subject: Subject | SeqmixForCausalLM, input_ids: Tensor, *, targets: int = 8, directions: int = 2
+) -> ReceptiveField:
+    """The receptive field of a model, of its layers and of their heads, by formula and measured on a text.
+
+    Args:
+        subject: a model counts as untrained; the subject of a trained run adds the curve of drawn weights.
+        input_ids: (1, T) of one document.
+        targets: outputs in the last eighth of the text whose gradients are averaged.
+        directions: random combinations of the channels of each; the layers below the last take one of every other.
+    """
+    model, is_trained = (subject.model, subject.is_trained) if isinstance(subject, Subject) else (subject, False)
+    if input_ids.dim() != 2 or len(input_ids) != 1 or not input_ids.numel():
+        raise InputError(f"input_ids has shape {tuple(input_ids.shape)}: give the tokens of one text, (1, time)")
+    if targets < 1 or directions < 1:
+        raise InputError(f"targets is {targets} and directions is {directions}: each must be at least 1")
+    time = input_ids.shape[1]
+    chosen = _targets(time, targets)
+    curves = _stack_curves(model, input_ids, chosen, directions)
+    probe = probe_of(model, as_it_is=is_trained)
+    places = mixer_places(probe, input_ids)
+    spans = _stack_spans(probe, input_ids)
+    layers = [
+        LayerField(
+            layer=place.layer,
+            slot=place.slot,
+            name=place.name,
+            formula=place.mixer.receptive_field,
+            measured=_span_alone(place),
+            stack_formula=receptive_field([below.mixer for below in places[: number + 1]]),
+            stack_measured=spans[number],
+            curve=curve.tolist(),
+            widths=widths(curve),
+            heads=head_fields(place, chosen),
+        )
+        for number, (place, curve) in enumerate(zip(places, curves, strict=True))
+    ]
+    return ReceptiveField(
+        formula=model.receptive_field,
+        positions_seen=model.positions_seen,
+        measured=spans[-1],
+        fills_text=spans[-1] == time,
+        curve=layers[-1].curve,
+        targets=len(chosen),
+        directions=directions,
+        widths=layers[-1].widths,
+        steps=_steps(model),
+        layers=layers,
+        untrained=_untrained(model, input_ids, chosen) if is_trained else None,
+    )
+
+
+def widths(curve: Tensor) -> Widths:
+    """The widths of a curve (T,) of shares by distance."""
+    return _all_widths(curve[None])[0]
+
+
+def head_fields(place: Place, targets: Sequence[int]) -> list[HeadField]:
+    """The spans and widths of every head of a mixer on what it reads, from its matrices.
+
+    Args:
+        place: of a model in float64, so that what a long decay leaves is not lost.
+        targets: the rows that the widths are the mean of.
+    """
+    mixer = place.mixer
+    if mixer.traits.matrix == "jacobian":
+        leaf = place.x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            sizes = sizes_at(output_of(place, leaf), leaf, targets, 1, torch.Generator().manual_seed(0))
+        shape = widths(_by_distance(sizes[None], targets)[0])
+        return [HeadField(mixer.receptive_field, _span_alone(place), shape)]
+    leaf = place.x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        parts = Place(place.layer, place.slot, place.name, mixer, leaf, place.shared).mixing()
+    spans: list[int] = []
+    shapes: list[Widths] = []
+    for part in parts:
+        assert part.values is not None
+        reach = _reach(part.values, leaf)
+        matrix = part.matrix.detach()[0]
+        spans += [min(span + reach - 1, matrix.shape[2]) for span in _spans_of_links(matrix != 0)]
+        shapes += _all_widths(_by_distance(matrix[:, list(targets)].abs(), targets))
+    formulas = [mixer.receptive_field] * len(spans) if mixer.head_spans is None else mixer.head_spans
+    return [HeadField(*fields) for fields in zip(formulas, spans, shapes, strict=True)]
+
+
+def _time_to_read(model: SeqmixForCausalLM) -> int:
+    span, longest = model.receptive_field, model.longest_context
+    time = UNBOUNDED if span is None else span + BEYOND
+    if longest is not None:
+        return min(time, longest)
+    if time > LONGEST:
+        raise InputError(f"the receptive field is {span} tokens, too long to measure: give a time of at most {LONGEST}")
+    return time
+
+
+def _targets(time: int, count: int) -> list[int]:
+    """At most `count` positions in the last part of a text, the last one among them."""
+    places = torch.linspace(time - 1 - (time - 1) // LAST_SHARE, time - 1, count)
+    return sorted({round(place) for place in places.tolist()})
+
+
+def _stack_curves(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence[int], directions: int) -> list[Tensor]:
+    """The curve (T,) of each layer's output with respect to the embeddings; below the last it is coarser."""
+    generator = torch.Generator().manual_seed(0)
+    leaf = embed(model, input_ids)
+    found = streams(model, leaf)
+    curves = []
+    for number, output in enumerate(found):
+        is_last = number == len(found) - 1
+        here = targets if is_last else targets[::-2][::-1]
+        sizes = sizes_at(output, leaf, here, directions if is_last else 1, generator)
+        curves.append(_by_distance(sizes[None], here)[0])
+    return curves
+
+
+def _untrained(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence[int]) -> Curve:
+    """The curve of the same model with the weights that training would start from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = type(model)(model.config).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    leaf = embed(fresh, input_ids)
+    curve = _by_distance(sizes_at(streams(fresh, leaf)[-1], leaf, targets, 1, generator)[None], targets)[0]
+    return Curve(curve.tolist(), widths(curve))
+
+
+def _stack_spans(probe: SeqmixForCausalLM, input_ids: Tensor) -> list[int]:
+    """How many positions back the last output of each layer depends on the embeddings."""
+    generator = torch.Generator().manual_seed(0)
+    time = input_ids.shape[1]
+    # Beside the text a random one, in which other activations are on.
+    other = torch.randint(probe.config.vocab_size, (1, time), generator=generator).to(input_ids)
+    leaf = embed(probe, torch.cat([input_ids, other]))
+    return [_span(seen_from(output, leaf, time - 1, generator), time - 1) for output in streams(probe, leaf)]
+
+
+def _span_alone(place: Place) -> int:
+    """The span of inputs that the last output of a mixer depends on, on what it reads and on noise."""
+    generator = torch.Generator().manual_seed(0)
+    noise = normal(*place.x.shape, generator=generator).to(place.x)
+    leaf = torch.cat([place.x, noise]).detach().requires_grad_()
+    with torch.enable_grad():
+        output = output_of(place, leaf)
+    return _span(seen_from(output, leaf, leaf.shape[1] - 1, generator), leaf.shape[1] - 1)
+
+
+def _span(seen: Tensor, target: int) -> int:
+    """The positions from the first one seen to the target, bool (T,)."""
+    return target - int(seen.int().argmax()) + 1 if bool(seen.any()) else 0
+
+
+def _reach(values: Tensor, leaf: Tensor) -> int:
+    """How many positions back, their own included, the values (1, H, S, W) depend on the leaf (1, S, D)."""
+    time = leaf.shape[1]
+    if not values.requires_grad:
+        return 1
+    return max(1, _span(seen_from(values.transpose(1, 2).flatten(2), leaf, time - 1, _drawing()), time - 1))
+
+
+def _drawing() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _spans_of_links(links: Tensor) -> list[int]:
+    """For each head of bool (H, T, S) the positions from the earliest source to its target, the most of any target."""
+    first = torch.where(links.any(dim=2), links.int().argmax(dim=2), links.shape[2])
+    spans = torch.arange(1, links.shape[1] + 1) - first
+    return spans.clamp(min=1).amax(dim=1).tolist()
+
+
+def _by_distance(sizes: Tensor, targets: Iterable[int]) -> Tensor:
+    """(H, T): the shares of sizes (H, N, S) by distance back from their targets (N,), the mean over targets."""
+    time = sizes.shape[2]
+    sources = torch.tensor(list(targets))[:, None] - torch.arange(time)
+    back = sizes.gather(2, sources.clamp(min=0).expand(len(sizes), -1, -1)) * (sources >= 0)
+    shares = back / back.sum(dim=2, keepdim=True).clamp(min=torch.finfo(sizes.dtype).tiny)
+    mean = shares.mean(dim=1)
+    return mean / mean.sum(dim=1, keepdim=True).clamp(min=torch.finfo(sizes.dtype).tiny)
+
+
+def _all_widths(curves: Tensor) -> list[Widths]:
+    """The widths of each of the curves (H, T)."""
+    held = curves.double().cumsum(dim=1)
+    # A sum of T terms is off by as many roundings of its last digit.
+    slack = curves.shape[1] * torch.finfo(torch.float64).eps
+    found = [
+        torch.where(held[:, -1] > 0, (held < (share - slack) * held[:, -1:]).sum(dim=1) + 1, 0).tolist()
+        for share in (0.5, 0.9, 0.99)
+    ]
+    return [Widths(*row) for row in zip(*found, strict=True)]
+
+
+def _steps(model: SeqmixForCausalLM) -> Steps:
+    """The path lengths at powers of two that the model can read."""
+    longest = FARTHEST if model.longest_context is None else min(FARTHEST, model.longest_context - 1)
+    distances = [2**power for power in range(FARTHEST.bit_length()) if 2**power <= longest]
+    return Steps(distances, [model.path_length(distance) for distance in distances])
