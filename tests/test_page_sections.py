@@ -123,6 +123,7 @@ def test_sections_of_two_models(browser: Any, two_models: Path, size: tuple[int,
     ticks = axis_of(field.locator(".chart"), "x")
     points = drawn_points(field.locator(".chart"), "trained weights")
     assert points[4][0] == pytest.approx(expected_pixel(4, ticks, float), abs=0.006)
+    field.get_by_text("By head").click()
     fold = field.locator("details", has_text="Layer 1: causal_conv1d, 3 heads").last
     fold.locator("summary").click()
     assert fold.locator("tbody th").all_text_contents() == ["heads 1–2", "head 3"]

@@ -58,16 +58,17 @@ function chartOf(model, layer, log) {
   const field = model.receptive_field;
   const shown = layer === WHOLE ? field : field.layers[layer];
   const distances = [...shown.curve.keys()];
-  const series = [{ name: model.trained ? "trained weights" : "drawn weights", x: distances, y: shown.curve }];
+  const weights = model.trained ? "trained weights" : "drawn weights";
+  const series = [{ name: weights, x: distances, y: shown.curve }];
   const untrained = layer === WHOLE ? field.untrained : null;
   if (untrained) series.push({ name: "untrained weights", x: distances, y: untrained.curve });
   const { half, ninety, ninety_nine: most } = shown.widths;
   const marks = [[50, half], [90, ninety], [99, most]].map(([share, width]) => {
     return { x: width - 1, label: `${share} %: ${width}` };
   });
-  const what = layer === WHOLE ? "whole model" : `output of layer ${shown.layer + 1}`;
+  const what = layer === WHOLE ? "whole model" : mixerName(shown);
   return {
-    name: `Effective receptive field of the ${what}`,
+    name: `Effective receptive field (${what}${untrained ? "" : `, ${weights}`})`,
     x: { label: "distance", unit: "positions back", log, zero: true, show: String },
     y: { label: "share of the gradient", log: true, decades: 8 },
     series,
@@ -140,14 +141,17 @@ export function headRows(heads) {
   return rows.map(({ from, until, cells }) => [name(from, until), ...cells]);
 }
 
+/** One fold with a fold for each layer in it: a convolution has a head for each channel. */
 function headFolds(field) {
-  return field.layers
-    .filter(({ heads }) => heads.length > 1)
-    .map((entry) =>
+  const several = field.layers.filter(({ heads }) => heads.length > 1);
+  if (!several.length) return [];
+  const layers = () =>
+    several.map((entry) =>
       folded(`${mixerName(entry)}, ${count(entry.heads.length, "head")}`, () =>
         table(`Heads of ${mixerName(entry)}`, ["Alone", "Formula", "Measured", ...SHARES], headRows(entry.heads)),
       ),
     );
+  return [folded("By head", () => element("div", { class: "inner" }, layers()))];
 }
 
 /** How many mixers a message needs, of all models in one chart, with the farthest distance in words. */
