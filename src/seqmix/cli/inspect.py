@@ -37,6 +37,7 @@ def inspect_command(
 
     Example: seqmix inspect runs/first --against transformer --text "to be or not to be" --out page.html
     """
+    import sys
     from pathlib import Path
 
     from seqmix.cli.output import human_bytes, print_json, progress
@@ -71,9 +72,15 @@ def inspect_command(
             open_subject(against, tokens=tokens, params=None if own_size else params, seed=seed, like=subjects[0])
         )
     if live:
-        from seqmix.inspection.live import serve
+        from seqmix.inspection.live import live_server
 
-        serve(subjects, port=port)
+        with progress("inspecting") as bar:
+            server = live_server(
+                subjects, port=port, tokens=tokens, show=lambda share, words: bar.update(share, label=words)
+            )
+            bar.message(f"the page is at {server.url} until Ctrl-C")
+        server.run()
+        print("stopped: the page takes no more texts", file=sys.stderr)
         return
     with progress("inspecting") as bar:
         page = make_page(subjects, show=lambda share, words: bar.update(share, label=words))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,25 +85,27 @@ def make_payload(subjects: Sequence[Subject], *, is_live: bool = False, show: Sh
     return Payload(_finite(data), blocks)
 
 
-def text_payload(subjects: Sequence[Subject], text: Text, number: int) -> Payload:
+def text_payload(
+    subjects: Sequence[Subject], text: Text, number: int, page_models: Sequence[Mapping[str, Any]]
+) -> Payload:
     """What a further text adds to a page: its entry, and for each model its blocks, structures and sentences.
 
     Args:
-        number: the text's place among those of the page.
+        number: one for each text, for the names of its blocks.
+        page_models: those of the page's data: of each mixer, the heads that are shown there are given here.
     """
-    shelf = _Shelf(BYTES_A_MODEL * len(subjects))
+    shelf = _Shelf(BYTES_A_MODEL * len(subjects), leaves_out=False)
     models = []
-    for place, subject in enumerate(subjects):
-        mixers, _ = _mixers(subject, [text], shelf, f"t{number}m{place}")
+    for place, (subject, known) in enumerate(zip(subjects, page_models, strict=True)):
+        shown = [entry["shown"] for entry in known["mixers"]]
+        mixers, _ = _mixers(subject, [text], shelf, f"t{number}m{place}", shown)
         models.append({"mixers": mixers})
     metas, blocks = shelf.packed()
-    for model in models:
-        _keep_shown(model, shelf)
     return Payload(_finite({"text": _text(text), "models": models, "blocks": metas}), blocks)
 
 
 _PARTS: dict[str, Callable[[Subject], Any]] = {
-    "receptive_field": lambda subject: _plain(receptive_fields(subject.model, subject.texts[0].input_ids)),
+    "receptive_field": lambda subject: _plain(receptive_fields(subject, subject.texts[0].input_ids)),
     "context": lambda subject: _plain(worth_to(subject)),
     "positions": lambda subject: _plain(position_encoding(subject.model, subject.texts[0].input_ids)),
     "costs": lambda subject: _plain(cost_curves(subject.model)),
@@ -140,7 +142,11 @@ def _summary(subject: Subject) -> dict[str, Any]:
 
 
 def _mixers(
-    subject: Subject, texts: Sequence[Text], shelf: _Shelf, prefix: str
+    subject: Subject,
+    texts: Sequence[Text],
+    shelf: _Shelf,
+    prefix: str,
+    shown: Sequence[list[int] | None] | None = None,
 ) -> tuple[list[dict[str, Any]], list[NDArray[np.float32]]]:
     """What is said of each mixer, and the mean over its heads of |M| by row for the first text."""
     entries: list[dict[str, Any]] = []
@@ -148,7 +154,9 @@ def _mixers(
     for number, text in enumerate(texts):
         for place, found in enumerate(mixing_matrices(subject.model, text.input_ids)):
             if number == 0:
-                entries.append(_entry(found, subject))
+                entries.append(
+                    _entry(found, subject) if shown is None else _entry(found, subject) | {"shown": shown[place]}
+                )
                 mixed.append(normalise_rows(found.matrix).mean(axis=0))
             entry = entries[place]
             if found.fixed and number and len(text.tokens) == len(texts[0].tokens):
@@ -209,10 +217,12 @@ def _rollout(subject: Subject, mixed: list[NDArray[np.float32]], shelf: _Shelf, 
 class _Shelf:
     """Blocks until all are known; then they are packed as finely as fits.
 
-    room: characters for all. groups: blocks whose heads are left out together, the texts of one mixer.
+    room: characters for all. groups: blocks whose heads are left out together, the texts of one mixer. leaves_out:
+    heads are left out where the coarsest blocks do not fit either; else these are taken as they are.
     """
 
     room: int
+    leaves_out: bool = True
     blocks: dict[str, Block] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
     shown: dict[str, list[int]] = field(default_factory=dict)
@@ -227,7 +237,7 @@ class _Shelf:
             size = sum(len(text) for _, text in packed.values())
             if size <= self.room:
                 break
-        else:
+        if size > self.room and self.leaves_out:
             self._leave_out_heads(self.room / size)
             packed = {name: block.packed(PRECISIONS[-1]) for name, block in self.blocks.items()}
         return {name: meta for name, (meta, _) in packed.items()}, {name: text for name, (_, text) in packed.items()}
