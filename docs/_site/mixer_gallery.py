@@ -215,7 +215,8 @@ class MixerClasses(SphinxDirective):
             for part in (cls, cls.config_class):
                 if part not in done:
                     done.add(part)
-                    text += [f".. autoclass:: {part.__module__}.{part.__qualname__}", "   :no-members:", ""]
+                    text += [f".. autoclass:: {part.__module__}.{part.__qualname__}", "   :no-members:"]
+                    text += ["   :show-inheritance:", ""] if part is cls else [""]
         holder = nodes.container()
         self.state.nested_parse(StringList(text, source="mixer-classes"), 0, holder)
         return holder.children

@@ -13,6 +13,7 @@ from typing import Any
 
 SECTIONS = {"Args:", "Raises:", "Returns:", "Yields:", "Attributes:", "Note:", "Example:", "Examples:"}
 _CODE = re.compile(r"(``[^`]+``|`[^`]+`)")
+_NAMES = re.compile(r"(^|(?<=\. ))([a-z]\w*(?:, [a-z]\w*)*): ")
 _SPECIAL = re.compile(r"([*|\\]|(?<=\w)_(?!\w))")
 
 
@@ -48,12 +49,19 @@ def _blocks(lines: list[str]) -> Iterator[tuple[list[str], bool]]:
 
 
 def _paragraphs(block: list[str]) -> list[str]:
-    """A paragraph, in which a deeper line goes on with the one above and a line of `name: what` begins another one."""
-    result = [_escape(block[0].strip())]
+    """A paragraph, in which a deeper line goes on with the one above and a line of `name: what` begins another one.
+
+    The names are shown as code.
+    """
+    result = [_escape(_named(block[0].strip()))]
     for above, line in pairwise(block):
-        is_new = _indent(line) == _indent(block[0]) and bool(re.match(r"[\w, /]+: ", line)) and above.endswith(".")
-        result += ([""] if is_new else []) + [_escape(line.strip())]
+        is_new = _indent(line) == _indent(block[0]) and bool(_NAMES.match(line.strip())) and above.endswith(".")
+        result += ([""] if is_new else []) + [_escape(_named(line.strip()))]
     return result
+
+
+def _named(line: str) -> str:
+    return _NAMES.sub(lambda match: ", ".join(f"`{name}`" for name in match[2].split(", ")) + ": ", line)
 
 
 def _indent(line: str) -> int:
