@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -26,13 +27,18 @@ from seqmix.inspection.figures import (
     costs_figure,
     links_figure,
     matrix_figure,
+    positions_figure,
     receptive_field_figure,
     rendered,
     rollout_figure,
     save,
+    scores_figure,
 )
 from seqmix.inspection.figures.style import SERIES, count, printable
+from seqmix.inspection.positions import Curve as PositionCurve
+from seqmix.inspection.positions import Positions
 from seqmix.inspection.receptive_field import Curve, Widths
+from seqmix.inspection.scores import LayerScores, Scores, Theory
 
 SIGNED = np.tril(np.random.default_rng(0).normal(size=(9, 9)))
 BAND = np.tril(np.triu(np.ones((8, 8)), -2))
@@ -55,6 +61,30 @@ COSTS = Costs(
     longest=32,
     note="",
 )
+SCORES = Scores(
+    layers=[
+        LayerScores(
+            layer=0,
+            head_dim=16,
+            spread=0.5,
+            entropy=3.0,
+            spread_unscaled=2.0,
+            entropy_unscaled=1.0,
+            uniform_entropy=4.0,
+        )
+    ],
+    theory=Theory(
+        head_dims=[4, 64], spread=[1.0, 1.0], spread_unscaled=[2.0, 8.0], entropy=[5.0, 5.0],
+        entropy_unscaled=[4.0, 1.0], keys=64,
+    ),
+)  # fmt: skip
+POSITIONS = Positions(
+    kind="rope",
+    distances=[0, 1, 2, 3],
+    curves=[PositionCurve(name=name, values=[1.0, 0.5, low, 0.0]) for name, low in (("mean", 0.25), ("pair", -1.0))],
+    note="",
+    scores=SCORES,
+)
 FIGURES: dict[str, Callable[[], Figure]] = {
     "matrix": lambda: matrix_figure(abs(SIGNED), tokens=list("abc $x^2$")),
     "signed": lambda: matrix_figure({"one": SIGNED, "two": -SIGNED}, gamma=0.5),
@@ -62,6 +92,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "field": lambda: receptive_field_figure({"trained": FIELD, "untrained": FIELD}),
     "context": lambda: context_figure({"one": WORTH, "two": WORTH}),
     "costs": lambda: costs_figure({"one": COSTS}, "forward_flops", crossings=[20]),
+    "positions": lambda: positions_figure(POSITIONS),
+    "scores": lambda: scores_figure(SCORES),
     "rollout": lambda: rollout_figure(abs(SIGNED[:2]), abs(SIGNED[2:4]), [7, 8], spearman=[0.5, 0.25]),
 }
 
@@ -263,6 +295,31 @@ def test_costs_end_where_documents_must_and_crossings_are_marked() -> None:
         costs_figure({"one": COSTS}, "step_flops", crossings=[0])
     with pytest.raises(InputError, match="costs is empty"):
         costs_figure({}, "step_flops")
+
+
+def test_an_encoding_is_drawn_from_distance_one_on() -> None:
+    axes = positions_figure(POSITIONS).axes[0]
+    pair, mean = axes.lines
+    np.testing.assert_array_equal(pair.get_xydata(), [(1, 0.5), (2, -1.0), (3, 0.0)])
+    np.testing.assert_array_equal(mean.get_xydata(), [(1, 0.5), (2, 0.25), (3, 0.0)])
+    alone = dataclasses.replace(POSITIONS, kind="alibi", curves=POSITIONS.curves[:1])
+    axes = positions_figure(alone).axes[0]
+    assert len(axes.lines) == 1
+    assert axes.get_ylabel() == "added to the score, nats"
+    nothing = Positions(kind="none", distances=[], curves=[], note="", scores=None)
+    with pytest.raises(InputError, match="no curve to draw for positions of kind 'none'"):
+        positions_figure(nothing)
+
+
+def test_scores_of_layers_stand_among_those_of_random_keys() -> None:
+    spread, entropy = scores_figure(SCORES).axes
+    expected = (
+        (spread, [[(4, 1), (64, 1)], [(4, 2), (64, 8)], [(16, 0.5)], [(16, 2)]]),
+        (entropy, [[(4, 5), (64, 5)], [(4, 4), (64, 1)], [(16, 3)], [(16, 1)]]),
+    )
+    for axes, lines in expected:
+        for line, points in zip(axes.lines, lines, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), points)
 
 
 def test_rollout_and_gradient_are_shares_on_one_scale() -> None:
