@@ -54,7 +54,7 @@ def make_payload(subjects: Sequence[Subject], *, is_live: bool = False, show: Sh
         show: is told how far the work is.
     """
     tell = show or _nothing
-    steps = [f"{subject.name}: {part}" for subject in subjects for part in ("matrices", *_PARTS)]
+    steps = [f"{subject.name}: {part}" for subject in subjects for part in ("matrices", *_PARTS, "rollout")]
     shelf = _Shelf(BYTES_A_MODEL * len(subjects))
     models = []
     for number, subject in enumerate(subjects):

@@ -1,7 +1,7 @@
 // Puts the page together: the data, what is chosen, and the sections.
 
 import { blockReader } from "page/blocks";
-import { element, select, visible } from "page/dom";
+import { element, visible } from "page/dom";
 import { makeStore } from "page/store";
 import * as live from "page/live";
 import * as matrix from "page/matrix";
@@ -39,17 +39,17 @@ function makePage(data) {
   };
 }
 
-function textChooser(page) {
-  const root = element("div", { class: "controls" });
-  page.choice.watch(["text", "texts"], () => {
-    const options = page.data.texts.map((text, value) => ({ value, label: text.name }));
-    const notes = page.data.texts.filter((text) => text.cut_from !== null);
+/** A note for every text that is shown in part; of a text and the same with a token changed, one. */
+function cutNotes(page) {
+  const root = element("div");
+  page.choice.watch(["texts"], () => {
+    const cut = page.data.texts.filter((text) => text.cut_from !== null);
+    const lengths = new Map(cut.map((text) => [text.cut_from, text]).reverse());
     root.replaceChildren(
-      select("Text", options, page.choice.get("text"), (text) => page.choice.set({ text })),
-      ...notes.map((text) =>
+      ...[...lengths.values()].reverse().map((text) =>
         element("p", {
           class: "note",
-          text: `${text.name} has ${text.cut_from} tokens; the first ${text.tokens.length} are shown.`,
+          text: `Of ${text.name}, the first ${text.tokens.length} of ${text.cut_from} tokens are shown.`,
         }),
       ),
     );
@@ -63,7 +63,7 @@ function start() {
   const main = document.querySelector("main");
   const bar = document.querySelector("nav");
   if (data.models.length) {
-    document.getElementById("texts").append(textChooser(page));
+    document.getElementById("texts").append(cutNotes(page));
     if (data.live) live.mount(document.getElementById("texts").appendChild(element("div")), page);
   }
   const shown = data.models.length ? SECTIONS : [playground];
