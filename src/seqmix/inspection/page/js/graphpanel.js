@@ -31,23 +31,24 @@ function sayFewest(where, count) {
 
 function sayStrongest(page, model, path) {
   if (!path) return "";
-  if (!path.length) return "The strongest path is the residual: weight 1.";
+  if (!path.length) return "The strongest path in the whole text is the residual: weight 1.";
   const product = path.reduce((total, { weight }) => total * weight, 1);
   const hops = path.map(
     ({ layer, source, target, weight }) =>
       `${mixerName(page.data.models[model].mixers[layer])}, ${source} → ${target} (${format(weight)})`,
   );
-  return `Strongest path: ${hops.join("; ")}. Product of its weights: ${format(product)}.`;
+  return `Strongest path in the whole text: ${hops.join("; ")}. Product of its weights: ${format(product)}.`;
 }
 
 /** The panel of one model. */
 export function graphPanel(page, model) {
   const { choice, data } = page;
   const { name, mixers: all } = data.models[model];
-  const state = { head: EVERY_HEAD, start: 0, layers: null, kept: null, asked: 0, end: "target" };
+  const state = { head: EVERY_HEAD, start: 0, layers: null, largest: null, kept: null, asked: 0, end: "target" };
   const text = () => choice.get("text");
   const time = () => data.texts[text()].tokens.length;
-  const ends = () => ({ source: choice.get("source"), target: choice.get("target") });
+  const inside = (position) => Math.min(position, time() - 1); // the choice may come from a longer text
+  const ends = () => ({ source: inside(choice.get("source")), target: inside(choice.get("target")) });
 
   const canvas = element("canvas", { class: "graph", tabindex: "0", role: "application", "aria-describedby": "graph-keys" });
   canvas.setAttribute("aria-label", `Graph of the links of ${name}`);
@@ -85,7 +86,7 @@ export function graphPanel(page, model) {
     if (!state.layers) return;
     const length = time();
     const threshold = choice.get("threshold");
-    state.kept = state.layers.map((weights) => paths.keepStrong(weights, length, threshold));
+    state.kept = state.layers.map((weights, at) => paths.keepStrong(weights, length, threshold, state.largest[at]));
     search();
   };
   const search = () => {
@@ -102,9 +103,8 @@ export function graphPanel(page, model) {
   const picture = () => {
     const [size, length, start] = [count(), time(), state.start];
     const layers = state.kept.map((weights) => paths.windowOf(weights, length, start, size));
-    const largest = state.layers.map((weights) => paths.rowLargest(weights, length));
     const relative = layers.map((weights, layer) =>
-      weights.map((weight, at) => weight / largest[layer][start + Math.floor(at / size)] || 0),
+      weights.map((weight, at) => weight / state.largest[layer][start + Math.floor(at / size)] || 0),
     );
     const { source, target } = ends();
     const [from, to] = [source - start, target - start];
@@ -117,9 +117,9 @@ export function graphPanel(page, model) {
     words[1].textContent = isSeen
       ? sayFewest("Among the links in the picture", paths.steps(layers, size, from, to))
       : "The picture does not show both ends: move its window.";
-    const path = isSeen ? paths.strongestPath(layers, size, from, to) ?? [] : [];
+    const path = isSeen ? paths.strongestPath(layers, size, from, to) : null;
     const tokens = Array.from({ length: size }, (_, at) => page.token(text(), start + at));
-    const names = all.map(({ layer }) => `layer ${layer + 1}`);
+    const names = all.map(({ layer, slot }) => `${slot === "mixer" ? "layer" : "ff"} ${layer + 1}`);
     return { count: size, layers: relative, names, tokens, source: from, target: to, lit, strongest: path };
   };
   const draw = () => {
@@ -142,6 +142,7 @@ export function graphPanel(page, model) {
     const layers = await loadLayers(page, model, text(), state.head);
     if (request !== state.asked) return;
     state.layers = layers;
+    state.largest = layers.map((weights) => paths.rowLargest(weights, time()));
     prune();
   };
 

@@ -7,7 +7,7 @@ import { movesView } from "page/moves";
 import { legend, scaleOf } from "page/shades";
 import { structureTable } from "page/structure";
 import { weightsOf, withError } from "page/weights";
-import { cellName, headNames, mixerName, nature } from "page/words";
+import { cellName, headNames, leftOut, mixerName, nature } from "page/words";
 
 /**
  * The panel of one model.
@@ -91,7 +91,7 @@ export function matrixPanel(page, model, linked) {
   choice.watch([keys.mixer, keys.head, "text"], () => {
     layerChoice.show(choice.get(keys.mixer));
     headChoice.firstChild.show(head());
-    kind.textContent = nature(mixer());
+    kind.textContent = nature(mixer()) + leftOut(mixer());
     sentence.textContent = mixer().sentences[text()][head()];
     numbers.replaceChildren(structureTable(mixer().structure[text()][head()]));
   });

@@ -23,16 +23,15 @@ export function strongestHead(block, heads) {
 export function rowLargest(weights, time) {
   const largest = new Float32Array(time);
   for (let target = 0; target < time; target += 1) {
-    for (let source = 0; source < time; source += 1) {
-      largest[target] = Math.max(largest[target], weights[target * time + source]);
+    for (let at = target * time; at < (target + 1) * time; at += 1) {
+      if (weights[at] > largest[target]) largest[target] = weights[at];
     }
   }
   return largest;
 }
 
 /** The weights that are above `threshold` times the largest of their row; the others become 0. */
-export function keepStrong(weights, time, threshold) {
-  const largest = rowLargest(weights, time);
+export function keepStrong(weights, time, threshold, largest = rowLargest(weights, time)) {
   const kept = new Float32Array(weights.length);
   for (let target = 0; target < time; target += 1) {
     const least = threshold * largest[target];
@@ -121,10 +120,12 @@ export function strongestPath(layers, time, source, target) {
   for (const weights of layers) {
     const next = best.slice();
     const from = new Int32Array(time).fill(-1);
+    const largest = rowLargest(weights, time);
     for (let to = 0; to < time; to += 1) {
+      const most = Math.log(largest[to]);
       for (let at = 0; at < time; at += 1) {
         const weight = weights[to * time + at];
-        if (weight > 0 && best[at] + Math.log(weight) > next[to]) {
+        if (weight > 0 && best[at] + most > next[to] && best[at] + Math.log(weight) > next[to]) {
           next[to] = best[at] + Math.log(weight);
           from[to] = at;
         }

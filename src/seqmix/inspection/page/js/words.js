@@ -10,6 +10,9 @@ export function nature({ fixed, jacobian, directions }) {
   return fixed ? "Fixed: the same for every input." : "Changes with content: another text has other weights.";
 }
 
+/** That some heads were left out, where they were. */
+export const leftOut = ({ heads, shown }) => (shown ? ` ${shown.length} of its ${heads} heads are in this page.` : "");
+
 /** The name of a mixer among those of its model. */
 export const mixerName = ({ layer, slot, name }) =>
   `Layer ${layer + 1}: ${name}${slot === "feed_forward" ? " (feed-forward)" : ""}`;
