@@ -54,7 +54,7 @@ lint: $(ENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-BENCHES := depthwise_conv training decode step_position scans loop_overhead window_attention long_conv_decode long_forward
+BENCHES := depthwise_conv training decode step_position scans loop_overhead window_attention long_conv_decode long_forward inspect_page
 
 bench: $(ENV)
 	for name in $(BENCHES); do $(BIN)/python benchmarks/$$name.py || exit 1; done

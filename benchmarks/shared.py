@@ -20,7 +20,10 @@ __all__ = ["Goal", "arguments", "finish", "progress"]
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A measured value beside what it must reach. unit: "×" or "%" (of a share). smaller: whether less is better."""
+    """A measured value beside what it must reach.
+
+    unit: "×", "%" (of a share), or one that stands behind the number. smaller: whether less is better.
+    """
 
     what: str
     value: float | None
@@ -50,7 +53,7 @@ class Goal:
         return "reached" if direction * self.value >= direction * self.at_least else "missed"
 
     def _write(self, value: float) -> str:
-        return f"{100 * value:.0f} %" if self.unit == "%" else f"{value:.3g} ×"
+        return f"{100 * value:.0f} %" if self.unit == "%" else f"{value:.3g} {self.unit}"
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
