@@ -39,8 +39,8 @@ from gpu_bench import Bench
 from shared import Goal
 
 from seqmix.cli.output import print_table
-from seqmix.kernels.library import why_missing
 from seqmix.files import write_json
+from seqmix.kernels.library import why_missing
 from seqmix.training.environment import describe_environment
 
 PACKAGES = ("triton", "flash-linear-attention", "fla-core", "causal-conv1d", "mamba-ssm")

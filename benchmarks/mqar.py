@@ -33,9 +33,9 @@ from seqmix.cli.output import Progress, print_table
 from seqmix.data import load_corpus, open_stream
 from seqmix.errors import SeqmixError
 from seqmix.evaluation import evaluate
+from seqmix.files import write_json
 from seqmix.mixers import list_mixers
 from seqmix.models import SeqmixConfig, SeqmixForCausalLM
-from seqmix.files import write_json
 from seqmix.training.memory import freed_memory_kept
 from seqmix.training.optimizer import decay_groups
 from seqmix.training.schedule import Schedule
