@@ -17,10 +17,11 @@ const SECTIONS = [matrix, graph, field, context, positions, rollout, costs, play
 
 /** What the sections share. */
 function makePage(data) {
+  const target = Math.floor((data.texts[0]?.tokens.length ?? 1) * 0.75);
   const choice = makeStore({
     text: 0,
-    target: Math.floor((data.texts[0]?.tokens.length ?? 1) * 0.75),
-    source: 0,
+    target,
+    source: Math.max(0, target - 16),
     normalised: false,
     ...Object.fromEntries(data.models.flatMap((_, model) => [[`mixer${model}`, 0], [`head${model}`, 0]])),
   });
