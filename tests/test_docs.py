@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 import seqmix
+from seqmix import inspection
 from seqmix.mixers import mixer_class
 
 DOCS = Path(__file__).parents[1] / "docs"
 GALLERY = DOCS / "gallery"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+FRAGMENTS = "your_own_mixer"
+"""The page whose blocks are pieces of a file that the tests run as a whole."""
 WIDEST = 92
 """Characters that fit beside the contents at 1280 pixels."""
 
@@ -78,8 +81,9 @@ def test_links_lead_to_files(path: Path) -> None:
     assert [link for link in local if not (path.parent / link).is_file()] == []
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if path.parent != DOCS and examples(path)], ids=name)
-def test_examples_run(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [path for path in PAGES if examples(path) and path.stem != FRAGMENTS], ids=name)
+def test_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for number, example in enumerate(examples(path)):
         script = tmp_path / f"example_{number}.py"
         script.write_text(example, encoding="utf-8")
@@ -140,6 +144,14 @@ def test_docstrings_become_restructured_text(site: None) -> None:
 def test_the_reference_names_everything_public() -> None:
     text = (DOCS / "reference" / "index.md").read_text(encoding="utf-8")
     assert [public for public in seqmix.__all__ if public != "__version__" and f"`seqmix.{public} <" not in text] == []
+
+
+def test_the_reference_has_every_part_of_the_inspection() -> None:
+    text = (DOCS / "reference" / "inspection.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"automodule:: seqmix\.inspection\.(\w+)", text))
+    exported = {getattr(inspection, public).__module__.rpartition(".")[2] for public in inspection.__all__}
+    parts = {path.stem for path in Path(inspection.__file__).parent.iterdir() if path.stem[0] != "_"}
+    assert parts - described - exported == {"page", "live"}
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from typing import Any
 from docutils import nodes
 from docutils.statemachine import StringList
 from option_texts import options_of
+from sphinx.addnodes import pending_xref
 from sphinx.util.docutils import SphinxDirective
 
 import seqmix
@@ -117,6 +118,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[nodes.Node | str]], n
     return nodes.table("", group, classes=[name])
 
 
+def class_link(cls: type) -> pending_xref:
+    """A link to a class in the reference."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    return pending_xref(
+        "", nodes.literal("", cls.__name__), refdomain="py", reftype="class", reftarget=name, refwarn=True
+    )
+
+
 def with_code(text: str) -> nodes.inline:
     """A text in which words between backticks are code."""
     pieces = enumerate(text.split("`"))
@@ -180,11 +189,14 @@ class MixerOptions(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
+        cls = mixer_class(self.arguments[0])
         rows = [
             (nodes.literal("", option.name), nodes.literal("", option.default), with_code(option.text))
-            for option in options_of(mixer_class(self.arguments[0]).config_class)
+            for option in options_of(cls.config_class)
         ]
-        return [table(("option", "default", "what it is"), rows, "mixer-options")]
+        where = nodes.paragraph("", "In the reference: ", class_link(cls), nodes.Text(" and "))
+        where += [class_link(cls.config_class), nodes.Text(".")]
+        return [table(("option", "default", "what it is"), rows, "mixer-options"), where]
 
 
 class MixerOverview(SphinxDirective):

@@ -80,6 +80,14 @@ def process(app: Any, what: str, name: str, subject: Any, options: Any, lines: l
     lines[:] = convert(lines)
 
 
+def readable(
+    app: Any, what: str, name: str, subject: Any, options: Any, arguments: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """A signature that can be parsed: a field that is made by a factory has a default that is no Python."""
+    return None if arguments is None else arguments.replace("<factory>", "..."), returned
+
+
 def setup(app: Any) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", process, priority=400)
+    app.connect("autodoc-process-signature", readable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
