@@ -105,12 +105,12 @@ export function matrixPanel(page, model, linked) {
     element("h3", {}, name),
     element("div", { class: "controls" }, layerChoice, headChoice, zoomButtons(map)),
     kind,
-    map.canvas,
-    readout,
-    scale,
-    sentence,
-    numbers,
-    small,
+    element(
+      "div",
+      { class: "beside" },
+      element("div", {}, map.canvas, readout, scale),
+      element("div", {}, sentence, numbers, small),
+    ),
     moves,
   );
   const point = (cell) => {
