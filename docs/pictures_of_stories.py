@@ -61,6 +61,7 @@ def window_and_convolution() -> Story:
         f"convolution, kernel {width}": drawn_mixer("depthwise_conv", kernel=width),
         f"attention, window {width}": drawn_mixer("attention", window=width),
     }
+    spans = {name: 1 + layers * (mixer.receptive_field - 1) for name, mixer in mixers.items()}
     with styled():
         figure = new_figure(WIDTH, 4.2)
         places = figure.subplots(2, 2, width_ratios=[1.0, 1.9])
@@ -70,10 +71,11 @@ def window_and_convolution() -> Story:
             row[1].set_title(f"{layers} layers of it")
     return figure, {
         "layers": layers,
-        "receptive_field": {name: 1 + layers * (mixer.receptive_field - 1) for name, mixer in mixers.items()},
+        "receptive_field": spans,
         "parameters": {name: mixer.cost(1, 1).parameters for name, mixer in mixers.items()},
-        "alt": "The matrices of a convolution of kernel 3 and of an attention with a window of 3 fill the same band; "
-        "over three layers both graphs are the same and the last position hears of 7.",
+        "alt": f"The matrices of a convolution of kernel {width} and of an attention with a window of {width} fill the "
+        f"same band; over {layers} layers both graphs are the same and the last position hears of "
+        f"{' and '.join(str(span) for span in sorted(set(spans.values())))}.",
     }
 
 

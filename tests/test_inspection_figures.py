@@ -13,15 +13,18 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
+from seqmix import create_model
 from seqmix.errors import InputError, SeqmixError
-from seqmix.inspection.context import Ablation, ContextWorth, PositionLoss
-from seqmix.inspection.costs import Costs
+from seqmix.inspection import mixing_matrices
+from seqmix.inspection.context import Ablation, ContextWorth, PositionLoss, context_worth
+from seqmix.inspection.costs import Costs, cost_curves
 from seqmix.inspection.figures import (
     context_figure,
     costs_figure,
@@ -36,9 +39,10 @@ from seqmix.inspection.figures import (
 )
 from seqmix.inspection.figures.style import SERIES, count, printable
 from seqmix.inspection.positions import Curve as PositionCurve
-from seqmix.inspection.positions import Positions
-from seqmix.inspection.receptive_field import Curve, Widths
+from seqmix.inspection.positions import Positions, position_encoding
+from seqmix.inspection.receptive_field import Curve, Widths, receptive_fields
 from seqmix.inspection.scores import LayerScores, Scores, Theory
+from seqmix.models.crossings import LINES, STATE, all_crossings
 
 SIGNED = np.tril(np.random.default_rng(0).normal(size=(9, 9)))
 BAND = np.tril(np.triu(np.ones((8, 8)), -2))
@@ -244,6 +248,7 @@ def test_a_path_waits_in_place_where_it_has_no_step() -> None:
         ([BAND], {"threshold": 1.0}, "threshold is 1.0"),
         ([BAND], {"path": [(1, 0, 0, 1.0)]}, "in layer 1: the graph has 1 layers"),
         ([BAND], {"path": [(0, 0, 1, 1.0), (0, 1, 2, 1.0)]}, "layer 0 twice"),
+        ([BAND], {"path": [(0, 0, 3, 1.0)]}, "from 0 to 3 in layer 0, which has no such link"),
         ([BAND, BAND], {"path": [(0, 0, 1, 1.0), (1, 2, 3, 1.0)]}, "goes on from 2 .* it stands at 1"),
         ([BAND], {"names": ["a", "b"]}, "names has 2 labels for 1 layers"),
         ([np.ones((200, 200))], {}, "40000 edges: raise threshold"),
@@ -342,6 +347,27 @@ def test_series_differ_without_colour() -> None:
     for (style, color), (other_style, other_color) in itertools.combinations(styles[:4], 2):
         assert style != other_style
         assert color != other_color
+
+
+def test_all_that_inspection_finds_in_a_model_can_be_drawn() -> None:
+    model = create_model("transformer", vocab_size=40, hidden_size=16, num_hidden_layers=2, context=24).eval()
+    input_ids = torch.randint(40, (1, 24), generator=torch.Generator().manual_seed(0))
+    layers = list(mixing_matrices(model, input_ids))
+    encoding = position_encoding(model, input_ids)
+    assert encoding.scores is not None
+    models = {"a": model, "b": create_model("mamba2", vocab_size=40, params="20k", context=24).eval()}
+    crossings = [found.crossing.at for found in all_crossings(models, {STATE: LINES[STATE]})]
+    figures = [
+        matrix_figure(layers[0].matrix[0]),
+        links_figure([layer.matrix.mean(axis=0) for layer in layers], target=23),
+        receptive_field_figure({"a": receptive_fields(model, input_ids, targets=2)}),
+        context_figure({"a": context_worth(model, input_ids, flops=1e8)}),
+        costs_figure({name: cost_curves(one) for name, one in models.items()}, "state_bytes", crossings=crossings),
+        positions_figure(encoding),
+        scores_figure(encoding.scores),
+    ]
+    for figure in figures:
+        assert rendered(figure, ".png", dpi=50).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

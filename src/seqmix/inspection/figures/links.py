@@ -95,7 +95,7 @@ def draw_links(
     if not 0 <= threshold < 1:
         raise InputError(f"threshold is {threshold}: give a share of the largest weight, from 0 to below 1")
     steps = list(path)
-    _check_places(target, steps, len(weights), positions)
+    _check_places(target, steps, weights)
     check_tokens(tokens, positions)
     if names is not None and len(names) != len(weights):
         raise InputError(f"names has {len(names)} labels for {len(weights)} layers: give one for each")
@@ -128,7 +128,9 @@ def draw_links(
         spine.set_visible(False)
 
 
-def _check_places(target: int | None, steps: list[Step], layers: int, positions: int) -> None:
+def _check_places(target: int | None, steps: list[Step], weights: list[np.ndarray]) -> None:
+    """Refuses a target outside, and a path that is not one: steps in turn, each where a link is."""
+    layers, positions = len(weights), len(weights[0])
     if target is not None and not 0 <= target < positions:
         raise InputError(f"target is {target}: choose a position from 0 to {positions - 1}")
     here, last = None, -1
@@ -143,6 +145,10 @@ def _check_places(target: int | None, steps: list[Step], layers: int, positions:
         if here is not None and source != here:
             raise InputError(
                 f"path goes on from {source} in layer {layer} where it stands at {here}: give joined steps"
+            )
+        if not weights[layer][heard, source]:
+            raise InputError(
+                f"path goes from {source} to {heard} in layer {layer}, which has no such link: leave it out"
             )
         here, last = heard, layer
 
