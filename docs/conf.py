@@ -17,6 +17,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "plain_docstrings",
     "mixer_gallery",
+    "package_parts",
     "command_help",
     "measured_tables",
 ]
@@ -35,7 +36,7 @@ autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 88
+python_maximum_signature_line_length = 110
 add_module_names = False
 
 html_theme = "furo"

@@ -146,12 +146,17 @@ def test_the_reference_names_everything_public() -> None:
     assert [public for public in seqmix.__all__ if public != "__version__" and f"`seqmix.{public} <" not in text] == []
 
 
-def test_the_reference_has_every_part_of_the_inspection() -> None:
-    text = (DOCS / "reference" / "inspection.md").read_text(encoding="utf-8")
-    described = set(re.findall(r"automodule:: seqmix\.inspection\.(\w+)", text))
-    exported = {getattr(inspection, public).__module__.rpartition(".")[2] for public in inspection.__all__}
-    parts = {path.stem for path in Path(inspection.__file__).parent.iterdir() if path.stem[0] != "_"}
-    assert parts - described - exported == {"page", "live"}
+def test_the_reference_has_every_part_of_the_inspection(site: None) -> None:
+    described = set(importlib.import_module("package_parts").parts("seqmix.inspection", ["page", "live"]))
+    exported = {getattr(inspection, public).__module__ for public in inspection.__all__}
+    assert "seqmix.inspection.costs" in described
+    assert "seqmix.inspection.figures" in described
+    assert not described & exported
+    files = {path.stem for path in Path(inspection.__file__).parent.iterdir() if path.stem[0] not in "_."}
+    assert {f"seqmix.inspection.{stem}" for stem in files} - exported - described == {
+        "seqmix.inspection.page",
+        "seqmix.inspection.live",
+    }
 
 
 @pytest.mark.slow
@@ -191,6 +196,8 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(t
     parameters = seqmix.create_mixer("attention", 256).num_parameters
     assert f"{parameters / 1e3:.0f} k parameters as created" in attention
     classes = (tmp_path / "reference" / "mixers.html").read_text(encoding="utf-8")
+    inspected = (tmp_path / "reference" / "inspection.html").read_text(encoding="utf-8")
+    assert 'id="seqmix.inspection.costs.' in inspected
     for mixer in seqmix.list_mixers():
         cls = mixer_class(mixer)
         assert f'id="{cls.__module__}.{cls.__qualname__}"' in classes, mixer
