@@ -20,12 +20,19 @@ def import_map(folder: Path = JAVASCRIPT) -> str:
     return json.dumps({"imports": modules})
 
 
-def write_page(path: Path, *, body: str = "<p>Modules</p>", style: str = "") -> Path:
+def style() -> str:
+    """The style sheets of the page."""
+    folder = JAVASCRIPT.parent
+    return "\n".join(path.read_text() for path in (folder / "page.css", *sorted((folder / "css").glob("*.css"))))
+
+
+def write_page(path: Path, *, body: str = "<p>Modules</p>") -> Path:
     """Writes a page in which `import("page/NAME")` finds the modules."""
     path.write_text(
         "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>Modules</title>"
         "<meta name='viewport' content='width=device-width'>"
-        f"<link rel='icon' href='data:,'><script type='importmap'>{import_map()}</script><style>{style}</style></head>"
+        f"<link rel='icon' href='data:,'><style>{style()}</style>"
+        f"<script type='importmap'>{import_map()}</script></head>"
         f"<body>{body}</body></html>",
         encoding="utf-8",
     )

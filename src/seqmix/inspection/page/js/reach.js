@@ -6,7 +6,7 @@
 import { lagBounds, lagRuns, linkMatrix, receptiveField, seesEverything } from "page/schemes";
 
 /** Work that a picture may wait for, and the most that is done at all: additions of a set of lags. */
-export const AT_ONCE = 3e6;
+export const AT_ONCE = 1e6;
 export const AT_ALL = 3e8;
 
 /** The product of the strides below each layer: how many inputs one step of the layer's sources is. */
@@ -32,6 +32,15 @@ function stackRuns({ layers, residual }) {
     ({ first: first * scale[i], step: step * scale[i], count })) ?? null);
   if (runs.includes(null)) return null;
   return residual ? runs.map((of) => [...of, { first: 0, step: 1, count: 1 }]) : runs;
+}
+
+/** Whether `length` inputs hold all that the target could be reached from; false where there is no bound. */
+export function holdsField(stack, length, target) {
+  const layers = stackRuns(stack);
+  if (layers === null) return false;
+  const bounds = layers.map(lagBounds), sum = (key) => bounds.reduce((total, bound) => total + bound[key], 0);
+  const strides = stack.layers.reduce((product, layer) => product * (layer.stride ?? 1), 1);
+  return target * strides - sum("back") >= 0 && target * strides - sum("ahead") < length;
 }
 
 /** How many additions `lagSet` takes. */
@@ -94,15 +103,17 @@ export function stackLinks(layers, length) {
 
 const lists = new WeakMap();
 
-/** For each target of a matrix of links the list of its sources. */
-function sourcesOf(matrix) {
+/** The links of a matrix target by target: those of target t are sources[starts[t]] ... sources[starts[t + 1] - 1]. */
+export function linkList(matrix) {
   if (!lists.has(matrix)) {
-    const { targets, sources, cells } = matrix;
-    lists.set(matrix, Array.from({ length: targets }, (_, target) => {
-      const row = cells.subarray(target * sources, (target + 1) * sources), found = [];
-      for (let source = row.indexOf(1); source >= 0; source = row.indexOf(1, source + 1)) found.push(source);
-      return found;
-    }));
+    const { cells } = matrix, starts = new Int32Array(matrix.targets + 1);
+    const sources = new Int32Array(cells.reduce((sum, cell) => sum + cell, 0));
+    let count = 0;
+    for (let target = 0, i = 0; target < matrix.targets; target++) {
+      for (let source = 0; source < matrix.sources; source++, i++) if (cells[i]) sources[count++] = source;
+      starts[target + 1] = count;
+    }
+    lists.set(matrix, { starts, sources });
   }
   return lists.get(matrix);
 }
@@ -115,9 +126,17 @@ export function cone(matrices, target, residual) {
   const last = matrices[matrices.length - 1];
   const levels = [Uint8Array.from({ length: last.targets }, (_, position) => Number(position === target))];
   for (const matrix of [...matrices].reverse()) {
-    const rows = sourcesOf(matrix), above = levels[0];
+    const { starts, sources } = linkList(matrix), above = levels[0];
     const below = residual ? above.slice() : new Uint8Array(matrix.sources);
-    for (let t = above.indexOf(1); t >= 0; t = above.indexOf(1, t + 1)) for (const s of rows[t]) below[s] = 1;
+    let rest = below.reduce((sum, mark) => sum + 1 - mark, 0);
+    // From the last target down: where each sees all before it, the first one found settles everything.
+    for (let t = matrix.targets - 1; t >= 0 && rest > 0; t--) {
+      if (!above[t]) continue;
+      for (let i = starts[t]; i < starts[t + 1]; i++) {
+        rest -= 1 - below[sources[i]];
+        below[sources[i]] = 1;
+      }
+    }
     levels.unshift(below);
   }
   return levels;
@@ -134,16 +153,18 @@ export function counted(marks) {
  * through the residual costs nothing.
  */
 export function fewestLayers(matrices, target) {
-  const fewest = new Int32Array(matrices[0].sources).fill(-1);
+  const never = matrices.length + 1, fewest = new Int32Array(matrices[0].sources).fill(never);
   fewest[target] = 0;
   for (const matrix of [...matrices].reverse()) {
-    const before = fewest.slice();
-    sourcesOf(matrix).forEach((row, t) => {
+    const { starts, sources } = linkList(matrix), before = fewest.slice();
+    const most = before.reduce((greatest, count) => Math.max(greatest, count), 0);
+    for (let t = 0; t < matrix.targets; t++) {
       const count = before[t] + 1;
-      if (count > 0) for (const s of row) if (s !== t && (fewest[s] < 0 || fewest[s] > count)) fewest[s] = count;
-    });
+      if (count >= most) continue;
+      for (let i = starts[t]; i < starts[t + 1]; i++) if (fewest[sources[i]] > count) fewest[sources[i]] = count;
+    }
   }
-  return fewest;
+  return fewest.map((count) => (count === never ? -1 : count));
 }
 
 const TARGETS = 16, MARGIN = 256;
