@@ -42,31 +42,40 @@ def hops(layers: Sequence[Mixer], distance: int, *, repeat: bool = False) -> int
     time = distance + min(distance, MARGIN) + 1
     targets = torch.linspace(distance, time - 1, min(TARGETS, time - distance)).round().long()
     sources = (targets - distance)[:, None]
-    fewest = torch.full((len(targets), time), torch.inf)
-    fewest.scatter_(1, targets[:, None], 0.0)
     kinds = [(type(mixer), repr(mixer.config)) for mixer in layers]
     edges = {kind: dependencies(mixer, time) for kind, mixer in dict(zip(kinds, layers, strict=True)).items()}
     if repeat:
-        reached = fewest == 0
+        reached = torch.zeros(len(targets), time, dtype=torch.bool).scatter_(1, targets[:, None], True)
         for count in range(distance + 1):
             if bool(reached.gather(1, sources).all()):
                 return count
-            wider = _reached_from(reached, edges[kinds[0]])
+            wider = inputs_of(reached, edges[kinds[0]])
             if torch.equal(wider, reached):
                 return None
             reached = wider
         return None
-    for kind in reversed(kinds):
-        further = fewest
-        for count in range(int(fewest[fewest.isfinite()].max()) + 1):
-            here = _reached_from(fewest == count, edges[kind])
-            further = torch.where(here & (further > count + 1), float(count + 1), further)
-        fewest = further
+    fewest = fewest_layers([edges[kind] for kind in kinds], targets)
     worst = float(fewest.gather(1, sources).max())
     return None if math.isinf(worst) else int(worst)
 
 
-def _reached_from(targets: Tensor, edges: Tensor) -> Tensor:
+def fewest_layers(edges: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """(n, time): over how many layers at least something gets from an input to a target, inf where it cannot.
+
+    edges: for each layer, from the first to the last, bool (time, time), as `dependencies`. targets: (n,) positions.
+    """
+    fewest = torch.full((len(targets), edges[0].shape[1]), torch.inf)
+    fewest.scatter_(1, targets[:, None], 0.0)
+    for links in reversed(edges):
+        further = fewest
+        for count in range(int(fewest[fewest.isfinite()].max()) + 1):
+            here = inputs_of(fewest == count, links)
+            further = torch.where(here & (further > count + 1), float(count + 1), further)
+        fewest = further
+    return fewest
+
+
+def inputs_of(targets: Tensor, edges: Tensor) -> Tensor:
     """bool (n, time): the inputs that any of the marked targets (n, time) depends on."""
     found = torch.zeros(targets.shape)
     # The edges become numbers a few rows at a time, because those of a long context are many.
