@@ -86,7 +86,7 @@ def seen_from(output: Tensor, leaf: Tensor, target: int, generator: torch.Genera
     outside of a kernel is multiplied by zero or not read. In float64 it is not lost on the way: the smallest number is
     5e-324, and a path of a hundred layers with weights of 1e-3 carries 1e-300.
     """
-    cotangent = normal(*output[:, target].shape, generator=generator)
+    cotangent = normal(*output[:, target].shape, generator=generator).to(output)
     (gradient,) = torch.autograd.grad(
         (output[:, target] * cotangent).sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True
     )

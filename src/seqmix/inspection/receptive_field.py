@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from seqmix.inspection.gradients import embed, normal, output_of, probe_of, seen
 from seqmix.inspection.layers import Place, Slot, mixer_places
 from seqmix.inspection.subject import Subject
 from seqmix.mixer import Mixer
+from seqmix.models.config import SeqmixConfig
 from seqmix.models.language_model import SeqmixForCausalLM
 from seqmix.models.reach import receptive_field
 
@@ -31,6 +33,10 @@ LONGEST = 32768
 LAST_SHARE = 8
 """Targets stand in the last eighth of a text, so that nearly every distance lies inside it."""
 FARTHEST = 8192
+SEARCHED = 1024
+"""The farthest distance where paths must be searched among links that leave gaps."""
+NARROW = 64
+"""Below this width all channels of an activation may be off at once, so that a second, random text is read too."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ def measured_lags(
     """How far back the tokens stand that the last output depends on, by gradient in float64, nearest first.
 
     Args:
-        time: tokens to read; None reads a little more than the receptive field, or 64 where that has no bound.
+        time: tokens to read; None reads a little more than the receptive field, or up to 64 where that has no bound.
         draws: random texts; what any of them shows counts, because an activation may be off by chance.
         as_it_is: a weight of exactly zero lets nothing through; by default it counts as one that will be trained.
 
@@ -165,7 +171,7 @@ def receptive_fields(
         subject: a model counts as untrained; the subject of a trained run adds the curve of drawn weights.
         input_ids: (1, T) of one document.
         targets: outputs in the last eighth of the text whose gradients are averaged.
-        directions: random combinations of the channels of each; the layers below the last take one of every other.
+        directions: random combinations of the channels of each; the layers below the last take one of every third.
     """
     model, is_trained = (subject.model, subject.is_trained) if isinstance(subject, Subject) else (subject, False)
     if input_ids.dim() != 2 or len(input_ids) != 1 or not input_ids.numel():
@@ -227,15 +233,11 @@ def head_fields(place: Place, targets: Sequence[int]) -> list[HeadField]:
             sizes = sizes_at(output_of(place, leaf), leaf, targets, 1, torch.Generator().manual_seed(0))
         shape = widths(_by_distance(sizes[None], targets)[0])
         return [HeadField(mixer.receptive_field, _span_alone(place), shape)]
-    leaf = place.x.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        parts = Place(place.layer, place.slot, place.name, mixer, leaf, place.shared).mixing()
+    with torch.no_grad():
+        matrices = [part.matrix[0] for part in place.mixing()]
     spans: list[int] = []
     shapes: list[Widths] = []
-    for part in parts:
-        assert part.values is not None
-        reach = _reach(part.values, leaf)
-        matrix = part.matrix.detach()[0]
+    for matrix, reach in zip(matrices, _reaches(place), strict=True):
         spans += [min(span + reach - 1, matrix.shape[2]) for span in _spans_of_links(matrix != 0)]
         shapes += _all_widths(_by_distance(matrix[:, list(targets)].abs(), targets))
     formulas = [mixer.receptive_field] * len(spans) if mixer.head_spans is None else mixer.head_spans
@@ -244,7 +246,7 @@ def head_fields(place: Place, targets: Sequence[int]) -> list[HeadField]:
 
 def _time_to_read(model: SeqmixForCausalLM) -> int:
     span, longest = model.receptive_field, model.longest_context
-    time = UNBOUNDED if span is None else span + BEYOND
+    time = min(UNBOUNDED, model.config.max_position_embeddings) if span is None else span + BEYOND
     if longest is not None:
         return min(time, longest)
     if time > LONGEST:
@@ -266,7 +268,7 @@ def _stack_curves(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence
     curves = []
     for number, output in enumerate(found):
         is_last = number == len(found) - 1
-        here = targets if is_last else targets[::-2][::-1]
+        here = targets if is_last else targets[::-3][::-1]
         sizes = sizes_at(output, leaf, here, directions if is_last else 1, generator)
         curves.append(_by_distance(sizes[None], here)[0])
     return curves
@@ -276,7 +278,7 @@ def _untrained(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence[in
     """The curve of the same model with the weights that training would start from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        fresh = type(model)(model.config).eval().requires_grad_(False)
+        fresh = type(model)(cast(SeqmixConfig, model.config)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     leaf = embed(fresh, input_ids)
     curve = _by_distance(sizes_at(streams(fresh, leaf)[-1], leaf, targets, 1, generator)[None], targets)[0]
@@ -287,9 +289,8 @@ def _stack_spans(probe: SeqmixForCausalLM, input_ids: Tensor) -> list[int]:
     """How many positions back the last output of each layer depends on the embeddings."""
     generator = torch.Generator().manual_seed(0)
     time = input_ids.shape[1]
-    # Beside the text a random one, in which other activations are on.
     other = torch.randint(probe.config.vocab_size, (1, time), generator=generator).to(input_ids)
-    leaf = embed(probe, torch.cat([input_ids, other]))
+    leaf = embed(probe, torch.cat([input_ids, other]) if probe.config.hidden_size < NARROW else input_ids)
     return [_span(seen_from(output, leaf, time - 1, generator), time - 1) for output in streams(probe, leaf)]
 
 
@@ -297,7 +298,8 @@ def _span_alone(place: Place) -> int:
     """The span of inputs that the last output of a mixer depends on, on what it reads and on noise."""
     generator = torch.Generator().manual_seed(0)
     noise = normal(*place.x.shape, generator=generator).to(place.x)
-    leaf = torch.cat([place.x, noise]).detach().requires_grad_()
+    leaf = torch.cat([place.x, noise]) if place.mixer.dim < NARROW else place.x.clone()
+    leaf = leaf.detach().requires_grad_()
     with torch.enable_grad():
         output = output_of(place, leaf)
     return _span(seen_from(output, leaf, leaf.shape[1] - 1, generator), leaf.shape[1] - 1)
@@ -308,16 +310,20 @@ def _span(seen: Tensor, target: int) -> int:
     return target - int(seen.int().argmax()) + 1 if bool(seen.any()) else 0
 
 
-def _reach(values: Tensor, leaf: Tensor) -> int:
-    """How many positions back, their own included, the values (1, H, S, W) depend on the leaf (1, S, D)."""
-    time = leaf.shape[1]
-    if not values.requires_grad:
-        return 1
-    return max(1, _span(seen_from(values.transpose(1, 2).flatten(2), leaf, time - 1, _drawing()), time - 1))
-
-
-def _drawing() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def _reaches(place: Place) -> list[int]:
+    """For each matrix how many positions back, their own included, its values depend on what the mixer reads."""
+    time = min(place.x.shape[1], place.mixer.traits.reach + BEYOND)
+    leaf = place.x[:, :time].detach().requires_grad_()
+    shared = None if place.shared is None else place.shared[:, :time]
+    with torch.enable_grad():
+        parts = Place(place.layer, place.slot, place.name, place.mixer, leaf, shared).mixing()
+    found = []
+    for part in parts:
+        assert part.values is not None
+        generator = torch.Generator().manual_seed(0)
+        seen = seen_from(part.values.transpose(1, 2).flatten(2), leaf, time - 1, generator)
+        found.append(max(1, _span(seen, time - 1)))
+    return found
 
 
 def _spans_of_links(links: Tensor) -> list[int]:
@@ -351,6 +357,9 @@ def _all_widths(curves: Tensor) -> list[Widths]:
 
 def _steps(model: SeqmixForCausalLM) -> Steps:
     """The path lengths at powers of two that the model can read."""
-    longest = FARTHEST if model.longest_context is None else min(FARTHEST, model.longest_context - 1)
+    follows = model.receptive_field is not None or any(mixer.sees_everything for mixer in model.mixers)
+    longest = FARTHEST if follows else SEARCHED
+    if model.longest_context is not None:
+        longest = min(longest, model.longest_context - 1)
     distances = [2**power for power in range(FARTHEST.bit_length()) if 2**power <= longest]
     return Steps(distances, [model.path_length(distance) for distance in distances])
