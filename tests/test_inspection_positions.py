@@ -95,10 +95,15 @@ def test_learned_positions_are_the_tables_own_cosines() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "kind", "words"),
     [
-        ("transformer", {}, "rope", "In 2 of the layers' mixers (attention) queries and keys turn"),
+        (
+            "transformer",
+            {},
+            "rope",
+            "Queries and keys turn with their position in 2 of 2 layers (attention), in 16 pairs",
+        ),
         ("convsamba", {}, "rope", "The embedding turns with its position, in 16 pairs of channels"),
-        ("retnet", {}, "rope", "(retention) queries and keys turn"),
-        ("parallel", {}, "rope", "In 2 of the layers' mixers (attention)"),
+        ("retnet", {}, "rope", "Queries and keys turn with their position in 2 of 2 layers (retention)"),
+        ("parallel", {}, "rope", "in 2 of 2 layers (attention)"),
         ("transformer", {"position": "alibi"}, "alibi", "The scores of attention fall with the distance"),
         ("gated_conv", {}, "none", "from its mixers alone (gated_conv)"),
         ("mixer:retnet", {"position": "sinusoidal"}, "rope", "Besides: Sines and cosines"),

@@ -54,7 +54,7 @@ def cost_curves(model: SeqmixForCausalLM) -> Costs:
 
     note = f"The model is made for a context of {made_for:,} tokens: "
     if bound is None:
-        note += "lengths beyond it are what its formulas say, not what it was trained for."
+        note += "lengths beyond it are formulas alone."
     else:
         note += f"a document can have {bound:,} tokens at most, and the lines end there."
     return Costs(

@@ -83,7 +83,8 @@ def _encodings(model: SeqmixForCausalLM, count: int) -> list[tuple[Kind, list[Cu
     for what, mixers in (("attention", turned), ("retention", retentions)):
         for width, theta in dict.fromkeys((mixer.head_dim, mixer.config.rope_theta) for mixer in mixers):
             alike = sum((mixer.head_dim, mixer.config.rope_theta) == (width, theta) for mixer in mixers)
-            where = f"In {alike} of the layers' mixers ({what}) queries and keys turn with their position"
+            layers = f"{alike} of {config.num_hidden_layers} layers ({what})"
+            where = f"Queries and keys turn with their position in {layers}"
             found.append(("rope", rotary_curves(width, theta, count), _turning(where, width, theta, count)))
     if config.embedding_position == "rope":
         width, theta = config.hidden_size, config.rope_theta
