@@ -91,7 +91,16 @@ def as_png(figure: Any, facts: dict[str, Any]) -> Made:
     small.putpalette(palette.astype(np.uint8).tobytes())
     stream = io.BytesIO()
     small.save(stream, "png", optimize=True)
-    return stream.getvalue(), facts | {"width": picture.width, "height": picture.height}
+    return stream.getvalue(), rounded(facts | {"width": picture.width, "height": picture.height})
+
+
+def rounded(value: Any) -> Any:
+    """JSON with its numbers to six digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return value
 
 
 @functools.cache
@@ -163,7 +172,7 @@ def differences(name: str, made: Made) -> list[str]:
     found = []
     if path.read_bytes() != picture and not looks_alike(path.read_bytes(), picture):
         found.append(f"{path.name} is out of date")
-    if not agrees(read_facts(facts_file(name)).get(name), json.loads(json.dumps(facts))):
+    if not agrees(read_facts(facts_file(name)).get(name), facts):
         found.append(f"{facts_file(name).name} is out of date about {name}")
     return found
 
@@ -182,8 +191,6 @@ def agrees(one: Any, other: Any) -> bool:
         return abs(one - other) <= NUMBER_STEP * max(1.0, abs(one))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(agrees(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(agrees(a, b) for a, b in zip(one, other, strict=True))
     return bool(one == other)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqmix import Mixer, create_mixer
+from seqmix import Mixer, Mixing, create_mixer
 from seqmix.inspection.figures import add_scale, color_scale, draw_links, draw_matrix, new_figure, styled
+from seqmix.inspection.structure import structures
 from seqmix.properties import mixer_of_length
 
 DIM = 64
@@ -45,18 +46,34 @@ def embedded(text: str, positions: int = POSITIONS, dim: int = DIM) -> Tensor:
     return table[torch.tensor([ord(letter) for letter in letters])].unsqueeze(0)
 
 
-def mean_matrix(mixer: Mixer, x: Tensor) -> np.ndarray:
-    """|M| (time, source) averaged over the channels that are mixed: a head counts by the width of its values."""
+def mixings(mixer: Mixer, x: Tensor) -> list[Mixing]:
+    """The mixer's matrices, with its random features, if it has any, from a seed."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        parts = mixer.mixing(x)
-    total, width = 0.0, 0
-    for matrix, values in parts:
+        return mixer.mixing(x)
+
+
+def mean_matrix(mixer: Mixer, x: Tensor) -> np.ndarray:
+    """|M| (time, source) averaged over the channels that are mixed: a head counts by the width of its values."""
+    total, width = np.zeros((1, 1)), 0
+    for matrix, values in mixings(mixer, x):
         channels = 1 if values is None else values.shape[-1]
-        total = total + channels * matrix[0].abs().double().sum(0)
+        total = total + channels * matrix[0].detach().abs().double().sum(0).numpy()
         width += channels * matrix.shape[1]
-    assert isinstance(total, Tensor)
-    return (total / width).detach().numpy()
+    return total / width
+
+
+def structure_of(matrix: np.ndarray, *, causal: bool) -> dict[str, float]:
+    """What `seqmix.inspection.structure` says of a matrix as it is drawn."""
+    (found,) = structures(matrix[None], causal=causal)
+    names = ("toeplitz", "band_99", "links", "effective_rank", "listens_to")
+    return {name: float(getattr(found, name)) for name in names}
+
+
+def negative_share(mixer: Mixer, x: Tensor) -> float:
+    """The share of the weights, by their sizes, that is negative; the mean over the heads."""
+    heads = np.concatenate([matrix[0].detach().numpy() for matrix, _ in mixings(mixer, x)])
+    return float(np.mean([one.negative for one in structures(heads, causal=mixer.traits.causal)]))
 
 
 def mixer_picture(name: str) -> tuple[Any, dict[str, Any]]:
@@ -105,6 +122,8 @@ def facts(name: str, mixer: Mixer, matrices: list[np.ndarray]) -> dict[str, Any]
         "product_flops_per_token": {str(length): cost.product_flops / length for length, cost in costs.items()},
         "state_bytes": {str(length): cost.state_bytes if traits.causal else None for length, cost in costs.items()},
         "largest_change_with_the_text": float(np.abs(matrices[0] - matrices[-1]).max()),
+        "structure": structure_of(matrices[0], causal=traits.causal),
+        "negative": negative_share(mixer, embedded(TEXTS[0])),
         "alt": description(name, mixer),
     }
 

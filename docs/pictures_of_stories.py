@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from pictures_of_mixers import GAMMA, TEXTS, drawn_mixer, embedded, mean_matrix
+from pictures_of_mixers import GAMMA, TEXTS, drawn_mixer, embedded, mean_matrix, negative_share, structure_of
 from torch import Tensor
 
 from seqmix import Mixer
 from seqmix.inspection.figures import add_scale, color_scale, draw_links, draw_matrix, new_figure, styled
+from seqmix.inspection.graph import steps, strongest_path
 
 WIDTH = 6.8
 Story = tuple[Any, dict[str, Any]]
@@ -39,6 +40,10 @@ def one_equation() -> Story:
     changes = {kind: float(np.abs(pair[0] - pair[1]).max()) for kind, pair in matrices.items()}
     return figure, {
         "largest_change_with_the_text": changes,
+        "structure": {
+            kind: structure_of(pair[0], causal=True) | {"negative": negative_share(mixer, inputs[0])}
+            for (kind, pair), mixer in zip(matrices.items(), (convolution, attention), strict=True)
+        },
         "links": {
             "convolution": int(convolution.links(positions).sum()),
             "attention": int(attention.links(positions).sum()),
@@ -87,18 +92,14 @@ def depth_and_one_hop() -> Story:
         "kernel 2, dilations 1, 2, 4, 8, 16": [drawn_mixer("bytenet", kernel=2, dilation=step) for step in dilations],
         "attention": [drawn_mixer("attention")],
     }
-    paths: dict[str, list[tuple[int, int, int, float]]] = {
-        "kernel 2, dilations 1, 2, 4, 8, 16": [
-            (layer, step - 1, 2 * step - 1, 1.0) for layer, step in enumerate(dilations)
-        ],
-        "attention": [(0, 0, positions - 1, 1.0)],
-    }
+    links = {name: [mixer.links(positions).numpy() for mixer in stack] for name, stack in stacks.items()}
+    fewest = {name: steps(layers, 0, positions - 1) for name, layers in links.items()}
     with styled():
         figure = new_figure(WIDTH, 5.6)
         places = figure.subplots(3, 1, height_ratios=[5, 5, 1.6])
-        for place, (name, stack) in zip(places, stacks.items(), strict=True):
-            links = [mixer.links(positions).numpy() for mixer in stack]
-            draw_links(place, links, target=positions - 1, path=paths.get(name, ()), inches=6.0)
+        for place, (name, layers) in zip(places, links.items(), strict=True):
+            path = strongest_path(layers, 0, positions - 1) or ()
+            draw_links(place, layers, target=positions - 1, path=path, inches=6.0)
             place.set_title(name)
             place.set_xlabel("position" if place is places[-1] else "")
     return figure, {
@@ -107,9 +108,10 @@ def depth_and_one_hop() -> Story:
             name: None if stack[0].receptive_field is None else 1 + sum(mixer.receptive_field - 1 for mixer in stack)
             for name, stack in stacks.items()
         },
-        "steps_from_first_to_last": {name: len(paths[name]) if name in paths else None for name in stacks},
-        "alt": "Three graphs over 32 positions: five layers of kernel 2 carry nothing from the first position to the "
-        "last; with dilations 1, 2, 4, 8 and 16 the path takes five steps; attention takes one.",
+        "steps_from_first_to_last": fewest,
+        "alt": f"Three graphs over {positions} positions, and the steps from the first position to the last: "
+        + "; ".join(f"{'no way' if count is None else count} with {name}" for name, count in fewest.items())
+        + ".",
     }
 
 
@@ -132,6 +134,10 @@ def as_long_as_the_sequence() -> Story:
             place.set_ylabel("")
     return figure, {
         "positions": positions,
+        "structure": {
+            "attention": structure_of(softmax[0], causal=True),
+            "global_conv": structure_of(taps, causal=True),
+        },
         "links": {"attention": int(attention.links(positions).sum()), "global_conv": int(np.count_nonzero(taps))},
         "parameters": {
             "attention": attention.cost(1, 1).parameters,

@@ -38,6 +38,7 @@ from seqmix.inspection.figures import (
     scores_figure,
 )
 from seqmix.inspection.figures.style import SERIES, count, printable
+from seqmix.inspection.graph import strongest_path
 from seqmix.inspection.positions import Curve as PositionCurve
 from seqmix.inspection.positions import Positions, position_encoding
 from seqmix.inspection.receptive_field import Curve, Widths, receptive_fields
@@ -226,9 +227,14 @@ def test_a_graph_has_the_links_and_colours_what_the_target_hears_of() -> None:
 
 
 def test_weak_links_are_left_out_and_strong_ones_are_wider() -> None:
-    layer = np.array([[1.0, 0.0, 0.0], [0.3, 0.0, 0.0], [0.0, 0.05, 0.0]])
-    figure = links_figure([layer], threshold=0.1)
-    assert edges_of(figure, "#c8c8c8") == {(0, 0, 0), (0, 0, 1)}
+    layer = np.array([[1.0, 0.0, 0.0], [0.3, 0.02, 0.0], [0.0, -0.05, 0.0]])
+    heads = np.stack([layer, np.zeros((3, 3))])
+    figure = links_figure([heads], threshold=0.1)
+    assert edges_of(figure, "#c8c8c8") == {(0, 0, 0), (0, 0, 1), (0, 1, 2)}
+    assert {(0, hop.source, hop.target) for s, t in ((0, 1), (1, 2)) for hop in strongest_path([heads], s, t, 0.1)} == {
+        (0, 0, 1),
+        (0, 1, 2),
+    }
     widths = [line.get_linewidth() for line in figure.axes[0].lines]
     assert widths == sorted(set(widths))
 
@@ -359,7 +365,7 @@ def test_all_that_inspection_finds_in_a_model_can_be_drawn() -> None:
     crossings = [found.crossing.at for found in all_crossings(models, {STATE: LINES[STATE]})]
     figures = [
         matrix_figure(layers[0].matrix[0]),
-        links_figure([layer.matrix.mean(axis=0) for layer in layers], target=23),
+        links_figure([layer.matrix for layer in layers], target=23),
         receptive_field_figure({"a": receptive_fields(model, input_ids, targets=2)}),
         context_figure({"a": context_worth(model, input_ids, flops=1e8)}),
         costs_figure({name: cost_curves(one) for name, one in models.items()}, "state_bytes", crossings=crossings),

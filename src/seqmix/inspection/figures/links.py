@@ -1,4 +1,4 @@
-"""Mixing matrices as a graph: positions as nodes, layer over layer, links as edges. Shapes: T time, S source."""
+"""Mixing matrices as a graph: positions as nodes, layer over layer, links as edges. Shapes: T time, H heads."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def links_figure(
     """The links of a stack of mixers, the input at the bottom.
 
     Args:
-        layers: a matrix (time, source) for each layer, the first layer first: bool links or weights of any sign; all
-            square and of one size. A position also keeps what it has (the residual), which is not drawn.
+        layers: for each mixer, from the first to the last, its weights of any sign or its bool links: (time, time), or
+            (heads, time, time), of which the largest counts. A position also keeps what it has, which is not drawn.
         tokens: labels of the positions.
         target: a position of the last layer's output; every edge over which it hears of an input is drawn in colour.
-        path: (layer, source, target, weight) of the links of one path, as `strongest_path` gives them.
-        threshold: weights below this share of their layer's largest are left out.
+        path: the hops of one path, as `strongest_path` gives them.
+        threshold: a link counts above this share of the largest |weight| of its row.
         names: labels of the layers.
 
     Raises:
@@ -83,7 +83,7 @@ def draw_links(
     inches: float = 2.9,
 ) -> None:
     """Draws the graph into axes; see `links_figure`. `inches` is about their width, for the labels."""
-    weights = [np.abs(checked(layer)) for layer in layers]
+    weights = [_sizes(layer) for layer in layers]
     if not weights:
         raise InputError("layers is empty: give the matrix of at least one layer")
     positions = len(weights[0])
@@ -100,7 +100,7 @@ def draw_links(
     if names is not None and len(names) != len(weights):
         raise InputError(f"names has {len(names)} labels for {len(weights)} layers: give one for each")
 
-    drawn = [(matrix > 0) & (matrix >= threshold * matrix.max()) for matrix in weights]
+    drawn = [matrix > threshold * matrix.max(axis=1, keepdims=True) for matrix in weights]
     edges = sum(int(links.sum()) for links in drawn)
     if edges > MOST_EDGES:
         raise InputError(f"the graph has {edges} edges: raise threshold or draw fewer positions, at most {MOST_EDGES}")
@@ -126,6 +126,12 @@ def draw_links(
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _sizes(layer: np.ndarray) -> np.ndarray:
+    """|weights| (time, time), the largest over the heads."""
+    array = np.abs(np.asarray(layer, dtype=np.float64))
+    return checked(array.max(axis=0) if array.ndim == 3 and len(array) else array)
 
 
 def _check_places(target: int | None, steps: list[Step], weights: list[np.ndarray]) -> None:
