@@ -17,7 +17,7 @@ from seqmix.inspection.jacobian import jacobian_matrix, relative_error
 from seqmix.kernels.documents import Placement
 from seqmix.mixer import Mixed, Mixer, State, Traits
 from seqmix.mixers import create_mixer
-from seqmix.mixers.recurrent.base import Recurrent, RecurrentState
+from seqmix.mixers.recurrent.base import RecurrentState
 from seqmix.mixers.recurrent.gru_rnn import RNN
 
 NAMES = ("lstm", "gru", "rnn")
@@ -39,11 +39,8 @@ def exact_jacobian(mixer: Mixer, x: Tensor) -> Tensor:
     return torch.autograd.functional.jacobian(lambda x: mixer(x).y, x)[0, :, :, 0]
 
 
-class BothWays(Recurrent):
-    """Not causal, and without steps: Elman's network over the text and over its reverse."""
-
-    config_class = RNN.config_class
-    gates = 1
+class BothWays(RNN):
+    """Not causal: Elman's network over the text and over its reverse. Its steps know the one way alone."""
 
     @property
     def traits(self) -> Traits:
@@ -52,11 +49,9 @@ class BothWays(Recurrent):
     def _loop(
         self, x: Tensor, memories: Sequence[Tensor], placement: Placement, implementation: str | None = None
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        forth, back = (RNN._loop(self, part, memories, placement, implementation)[0] for part in (x, x.flip(1)))
-        return forth + back.flip(1), memories
-
-    def _cell(self, gates: Tensor, recurrent: Tensor, memories: Sequence[Tensor]) -> Sequence[Tensor]:
-        raise NotImplementedError
+        forth, after = super()._loop(x, memories, placement, implementation)
+        back, _ = super()._loop(x.flip(1), memories, placement, implementation)
+        return forth + back.flip(1), after
 
 
 class Forgetful(RNN):
@@ -111,7 +106,7 @@ def test_the_squares_are_right_on_average_and_spread_as_the_formula_says(name: s
 
 @pytest.mark.parametrize("kind", [BothWays, Forgetful])
 @pytest.mark.parametrize("directions", [2, 5])
-def test_a_mixer_without_differentiable_steps_is_taken_through_forward(kind: type[Recurrent], directions: int) -> None:
+def test_a_mixer_without_differentiable_steps_is_taken_through_forward(kind: type[RNN], directions: int) -> None:
     torch.manual_seed(0)
     dim, time = 5, 7
     mixer, x = kind(dim).double(), torch.randn(1, time, dim, dtype=torch.float64)
