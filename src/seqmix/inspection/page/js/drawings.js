@@ -27,7 +27,8 @@ function layout(layers, length, width) {
   const jump = [...jumps(layers), 0];
   jump[layers.length] = jump[layers.length - 1] * (layers[layers.length - 1].stride ?? 1);
   const step = (width - 2 * EDGE) / Math.max(1, length - 1);
-  return { height, row, step, x: (level, t) => EDGE + t * jump[level] * step, y: (level) => height - EDGE - level * row };
+  const x = (level, t) => EDGE + t * jump[level] * step, y = (level) => height - EDGE - level * row;
+  return { height, row, step, x, y };
 }
 
 /** Links of all targets, or of the marked ones. */

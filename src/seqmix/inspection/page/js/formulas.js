@@ -2,8 +2,9 @@
 
 import { jumps, stackField } from "page/reach";
 
-/** A whole number with its thousands apart. */
-export const number = (value) => value.toLocaleString("en");
+/** A whole number with its thousands apart; in powers of ten where it is too large to be exact. */
+export const number = (value) =>
+  (value > Number.MAX_SAFE_INTEGER ? value.toExponential(2) : value.toLocaleString("en"));
 
 /** A count with its noun: 1 layer, 2 layers. */
 export const plural = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
@@ -59,10 +60,11 @@ export function fieldFormula(settings, layers) {
 /** What was counted from the drawn links, beside the formula. */
 export function countInWords(count, field, isWhole, drawn, hasBlocks) {
   const seen = `${plural(count.span, "position")} from the first to the last reached`;
-  if (field === null) return { agrees: null, text: `${number(count.seen)} of the ${number(drawn)} drawn positions reached` };
-  if (!isWhole) return { agrees: null, text: `${seen}; the ${number(drawn)} drawn are too few to show the field of ${number(field)}` };
+  const noted = (text) => ({ agrees: null, text });
+  if (field === null) return noted(`${number(count.seen)} of the ${number(drawn)} drawn positions reached`);
+  if (!isWhole) return noted(`${seen}; the ${number(drawn)} drawn are too few to show the field of ${number(field)}`);
   if (hasBlocks && count.span < field) {
-    return { agrees: null, text: `${seen}; the formula is the most, since positions of a block see unequally far` };
+    return noted(`${seen}; the formula is the most, since positions of a block see unequally far`);
   }
   const agrees = count.span === field;
   return { agrees, text: agrees ? `${seen}, as the formula says` : `${seen}, which is not what the formula says` };
@@ -71,7 +73,7 @@ export function countInWords(count, field, isWhole, drawn, hasBlocks) {
 /** How many layers a rule takes until the first token reaches the last, from `layersNeeded`. */
 export function neededInWords(needed, length) {
   if (needed === undefined) return "more than one; drawn links differ from output to output";
-  if (needed === null) return `never, however many layers`;
+  if (needed === null) return "never, however many layers";
   const text = plural(needed.count, "layer");
   return needed.lands === false ? `${text} span ${number(length)} tokens, but skip the first one` : text;
 }
@@ -80,8 +82,10 @@ export function neededInWords(needed, length) {
 export function reachedInWords(fewest) {
   const counts = new Map();
   for (const count of fewest) if (count > 0) counts.set(count, (counts.get(count) ?? 0) + 1);
-  const texts = [...counts].sort((a, b) => a[0] - b[0]).map(([layers, count]) => `${number(count)} in ${plural(layers, "layer")}`);
-  const shown = texts.length > 6 ? [...texts.slice(0, 5), `the farthest in ${plural(Math.max(...counts.keys()), "layer")}`] : texts;
+  const sorted = [...counts].sort((a, b) => a[0] - b[0]);
+  const texts = sorted.map(([layers, count]) => `${number(count)} in ${plural(layers, "layer")}`);
+  const farthest = `the farthest in ${plural(Math.max(...counts.keys()), "layer")}`;
+  const shown = texts.length > 6 ? [...texts.slice(0, 5), farthest] : texts;
   const never = fewest.filter((count) => count < 0).length;
   return `Besides itself: ${shown.join(", ") || "none"}; ${number(never)} not reached.`;
 }

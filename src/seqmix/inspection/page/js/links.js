@@ -86,7 +86,8 @@ const windowBegin = ({ size, dilation, block }, target) => block > 1
 function eachSource({ window, global, random }, target, length, visit) {
   for (let source = windowBegin(window, target); source <= target; source++) visit(source);
   if (window.dilation > 1) {
-    for (let tap = 1; tap < window.size && target >= tap * window.dilation; tap++) visit(target - tap * window.dilation);
+    const taps = Math.min(window.size - 1, Math.floor(target / window.dilation));
+    for (let tap = 1; tap <= taps; tap++) visit(target - tap * window.dilation);
   }
   const end = target < global ? target : global;
   for (let source = 0; source < end; source++) visit(source);
@@ -115,12 +116,12 @@ export function patternMatrix(pattern, length, causal) {
 /** A pattern as the library reads it, such as "window(4, dilation=2) | global_(1)". */
 export function patternText(pattern) {
   if (pattern === null) return "full()";
-  const call = (name, first, options) => `${name}(${[first, ...options].join(", ")})`;
+  const call = (name, first, ...options) => `${name}(${[first, ...options.flat()].join(", ")})`;
   const option = (name, value, usual) => (value === usual ? [] : [`${name}=${value}`]);
-  const { window, global, random } = pattern;
-  const texts = [call("window", window.size, [...option("dilation", window.dilation, 1), ...option("block", window.block, 1)])];
-  if (global) texts.push(call("global_", global, []));
-  if (random) texts.push(call("random", random.count, [...option("seed", random.seed, 0), ...option("block", random.block, 1)]));
+  const { window: { size, dilation, block }, global, random } = pattern, blocks = (value) => option("block", value, 1);
+  const texts = [call("window", size, option("dilation", dilation, 1), blocks(block))];
+  if (global) texts.push(call("global_", global));
+  if (random) texts.push(call("random", random.count, option("seed", random.seed, 0), blocks(random.block)));
   return texts.join(" | ");
 }
 

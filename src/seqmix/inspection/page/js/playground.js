@@ -22,7 +22,8 @@ export function mount(root) {
   let isCompared = true;
   const costs = costPanel();
 
-  const pair = select("Begin with", [...PAIRS.map(({ label }, value) => ({ value, label })), { value: null, label: "Schemes of your own" }], 0, (index) => {
+  const pairs = [...PAIRS.map(({ label }, value) => ({ value, label })), { value: null, label: "Schemes of your own" }];
+  const pair = select("Begin with", pairs, 0, (index) => {
     if (index === null) return;
     const { first, second } = PAIRS[index];
     isCompared = true;
@@ -31,14 +32,16 @@ export function mount(root) {
     choose(0, first);
     choose(1, second);
   });
-  const compare = select("Beside it", [{ value: true, label: "a second scheme" }, { value: false, label: "nothing" }], true, (value) => {
+  const sides = [{ value: true, label: "a second scheme" }, { value: false, label: "nothing" }];
+  const compare = select("Beside it", sides, true, (value) => {
     isCompared = value;
     arrange();
   });
-  const knobs = Object.fromEntries(Object.entries(SHARED).map(([key, range]) => [key, knob(range.label, range, (value) => {
+  const knobOf = ([key, range]) => [key, knob(range.label, range, (value) => {
     shared[key] = value;
     redraw();
-  })]));
+  })];
+  const knobs = Object.fromEntries(Object.entries(SHARED).map(knobOf));
 
   const panels = schemes.map((scheme, index) => schemePanel({
     title: index ? "Second scheme" : "First scheme",
@@ -88,7 +91,8 @@ export function mount(root) {
     const shown = isCompared ? schemes : schemes.slice(0, 1);
     const names = shown.map(({ name }) => (name === null ? OWN : shortName(name)));
     const isTwice = names[0] === names[1];
-    return shown.map(({ settings }, i) => ({ settings, name: isTwice ? `${names[i]} (${["first", "second"][i]})` : names[i] }));
+    const place = [" (first)", " (second)"];
+    return shown.map(({ settings }, i) => ({ settings, name: `${names[i]}${isTwice ? place[i] : ""}` }));
   }
 
   function redraw() {
@@ -101,9 +105,16 @@ export function mount(root) {
     redraw();
   }
 
-  const intro = "Design a stack and see what each output can be reached from. The formulas are those of the library's mixers; nothing is trained.";
+  const intro = "Design a stack and see which inputs reach an output. The formulas are those of the library's mixers; "
+    + "nothing is trained.";
   root.classList.add("playground");
-  root.append(element("p", { text: intro }), element("div", { class: "controls" }, pair, compare), element("div", { class: "knobs" }, Object.values(knobs)), place, costs.root);
+  root.append(
+    element("p", { text: intro }),
+    element("div", { class: "controls" }, pair, compare),
+    element("div", { class: "knobs" }, Object.values(knobs)),
+    place,
+    costs.root,
+  );
   take(PAIRS[0].first, PAIRS[0].second);
   panels.forEach((panel, index) => panel.update(schemes[index]));
   arrange();

@@ -46,10 +46,13 @@ export const SCHEMES = {
   },
   full: { label: "Full attention", settings: { kind: "full", layers: 1 }, drawn: 32 },
   global: {
-    label: "Global convolution", drawn: 32, settings: { kind: "global", mixer: "gated_global_conv", layers: 1, taps: 1024 },
+    label: "Global convolution", drawn: 32,
+    settings: { kind: "global", mixer: "gated_global_conv", layers: 1, taps: 1024 },
   },
   lstm: { label: "LSTM: a recurrence with gates", settings: { kind: "gates", mixer: "lstm", layers: 1 }, drawn: 32 },
-  mamba2: { label: "Mamba-2: a recurrence of a state", settings: { kind: "state", mixer: "mamba2", layers: 1 }, drawn: 32 },
+  mamba2: {
+    label: "Mamba-2: a recurrence of a state", drawn: 32, settings: { kind: "state", mixer: "mamba2", layers: 1 },
+  },
 };
 
 /** What a scheme is called in a sentence: what stands before the colon. */

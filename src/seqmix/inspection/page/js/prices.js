@@ -93,7 +93,7 @@ function onlineFlops(slots) {
 }
 
 /** Products, other FLOPs (a position) and parameters around a long convolution, with the bias of the plain one. */
-const aroundLong = (layer, D) => layer.name === "global_conv" ? { product: 0, other: D, parameters: D } : AROUND.gated_conv(D);
+const aroundLong = ({ name }, D) => (name === "global_conv" ? AROUND.depthwise_conv : AROUND.gated_conv)(D);
 
 function longPrice(layer, D, read) {
   const slots = Math.min(read, layer.length);

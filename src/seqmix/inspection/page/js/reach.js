@@ -88,17 +88,27 @@ export function stackSeen(stack) {
   return set && set.seen.reduce((sum, here) => sum + here, 0);
 }
 
-/** The links of each layer over `length` inputs, equal layers once: [{targets, sources, cells}], the first layer first. */
+/** The links of each layer over `length` inputs, [{targets, sources, cells}], the first layer first. */
 export function stackLinks(layers, length) {
-  const known = new Map();
   let count = length;
   return layers.map((layer) => {
-    const key = JSON.stringify([layer, count]);
-    if (!known.has(key)) known.set(key, linkMatrix(layer, count));
-    const matrix = known.get(key);
+    const matrix = knownMatrix(layer, count);
     count = matrix.targets;
     return matrix;
   });
+}
+
+const keptMatrices = new Map();
+const KEPT = 24;
+
+/** The links of a layer, kept for the next redraw, which mostly asks for the same. */
+function knownMatrix(layer, length) {
+  const key = JSON.stringify([layer, length]);
+  const matrix = keptMatrices.get(key) ?? linkMatrix(layer, length);
+  keptMatrices.delete(key);
+  keptMatrices.set(key, matrix);
+  if (keptMatrices.size > KEPT) keptMatrices.delete(keptMatrices.keys().next().value);
+  return matrix;
 }
 
 const lists = new WeakMap();
@@ -107,8 +117,10 @@ const lists = new WeakMap();
 export function linkList(matrix) {
   if (!lists.has(matrix)) {
     const { cells } = matrix, starts = new Int32Array(matrix.targets + 1);
-    const sources = new Int32Array(cells.reduce((sum, cell) => sum + cell, 0));
     let count = 0;
+    for (let i = 0; i < cells.length; i++) count += cells[i];
+    const sources = new Int32Array(count);
+    count = 0;
     for (let target = 0, i = 0; target < matrix.targets; target++) {
       for (let source = 0; source < matrix.sources; source++, i++) if (cells[i]) sources[count++] = source;
       starts[target + 1] = count;

@@ -51,7 +51,9 @@ export const KINDS = {
     label: "convolution", mixers: ["depthwise_conv", "gated_conv", "conv", "bytenet"],
     fields: ["kernel", ...DILATED], twoWays: true,
   },
-  heads: { label: "convolution, dilations by head", mixers: ["convsamba"], fields: ["kernel", "context"], twoWays: true },
+  heads: {
+    label: "convolution, dilations by head", mixers: ["convsamba"], fields: ["kernel", "context"], twoWays: true,
+  },
   strided: { label: "strided convolution", mixers: ["conv"], fields: ["kernel", "stride", ...DILATED] },
   sparse: {
     label: "attention to a window, global and random positions", mixers: ["attention"],
@@ -125,12 +127,27 @@ export function layerOf(settings, width, step) {
   return build[kind]();
 }
 
+/** What the fields of a scheme do not say themselves. */
+export function hintsOf(settings, width) {
+  const { kind, heads, block, list, randoms } = settings, used = headsIn(settings, width);
+  const has = (field) => KINDS[kind].fields.includes(field);
+  const bound = NUMBERS.dilation.stops.at(-1);
+  return [
+    [has("heads") && used !== heads, `${heads} heads do not divide the width ${width}, so ${used} are counted.`],
+    [has("list") && list.trim() && !readList(list).length,
+      `The list is left out: write whole numbers from 1 to ${bound}, such as 1, 2, 4.`],
+    [has("block") && block > 1, "Window, global and random links count blocks, which take no dilation."],
+    [kind === "strided", "Each layer keeps every stride-th position, looks both ways and has no residual."],
+    [has("randoms") && randoms, "Random links are the library's own draws of seed 0."],
+  ].filter(([holds]) => holds).map(([, text]) => text).join(" ");
+}
+
 /** All layers of a scheme, and whether the residual passes positions on: not where the length changes. */
 export function stackOf(settings, width) {
   const rule = dilationRule(settings);
   return {
     layers: Array.from({ length: settings.layers }, (_, layer) => layerOf(settings, width, rule(layer))),
-    residual: settings.kind !== "strided" || settings.stride === 1,
+    residual: settings.kind !== "strided",
   };
 }
 
@@ -164,7 +181,7 @@ function spanOf(settings, layer) {
   return settings.kind === "strided" ? back - ahead : back;
 }
 
-/** Whether the lag of exactly `distance` is one of the sums of lags of the first `count` layers; null if not counted. */
+/** Whether `distance` is a sum of lags of the first `count` layers; null if that is not counted. */
 function lands(settings, width, count, distance) {
   if (settings.kind === "strided") return null;
   const runs = lagRuns(layerOf(settings, width, dilationRule(settings)(0)));

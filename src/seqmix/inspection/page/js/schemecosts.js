@@ -13,11 +13,13 @@ const flops = ({ product, other }) => product + other;
 export const QUANTITIES = {
   forward: {
     label: "FLOPs a token, whole sequence", unit: "FLOPs a token", show: human,
-    of: (layers, width, lengths) => stackPrices(layers, width, lengths).map((price, i) => flops(price) / lengths[i]),
+    of: (layers, width, lengths) =>
+      stackPrices(layers, width, lengths).map((price, i) => flops(price) / lengths[i]),
   },
   step: {
     label: "FLOPs of the next token", unit: "FLOPs", show: human, decodes: true,
-    of: (layers, width, lengths) => stackStepPrices(layers, width, lengths.map((length) => length - 1)).map(flops),
+    of: (layers, width, lengths) =>
+      stackStepPrices(layers, width, lengths.map((length) => length - 1)).map(flops),
   },
   state: {
     label: "State while decoding", unit: "bytes", show: bytes, decodes: true,
@@ -66,28 +68,36 @@ export function crossoverSentence(quantity, { start, changes }, [one, other]) {
 /** The panel of costs: `update(schemes, shared)` with [{name, settings}] of one or two schemes. */
 export function costPanel() {
   let chosen = "forward", last = null;
-  const pick = choices("Quantity", Object.entries(QUANTITIES).map(([value, { label }]) => ({ value, label })), chosen, (value) => {
+  const options = Object.entries(QUANTITIES).map(([value, { label }]) => ({ value, label }));
+  const pick = choices("Quantity", options, chosen, (value) => {
     chosen = value;
     update(...last);
   });
   let chart = null;
-  const place = element("div"), said = element("ul", { class: "crossovers", "aria-live": "polite" }), table = element("table", { class: "numbers" });
-  const missing = element("p", { class: "note" });
+  const place = element("div"), missing = element("p", { class: "note" });
+  const said = element("ul", { class: "crossovers", "aria-live": "polite" });
+  const table = element("table", { class: "numbers" });
+  const scrolls = { class: "scroll", tabindex: "0", role: "region", "aria-label": "What it costs: numbers" };
   const root = element("div", { class: "panel" }, element("h3", { text: "What it costs" }),
-    element("div", { class: "controls" }, pick), place, missing, said, element("div", { class: "scroll" }, table),
-    element("p", { class: "note", text: "The mixers alone, by the formulas of the library, for one sequence of float32 numbers: no embedding, norms or feed-forward." }));
+    element("div", { class: "controls" }, pick), place, missing, said, element("div", scrolls, table),
+    element("p", { class: "note", text: "The mixers alone, for one sequence of float32 numbers: no embedding, norms or "
+      + "feed-forward." }));
 
   function update(schemes, { width, length }) {
     last = [schemes, { width, length }];
     const { label, unit, show } = QUANTITIES[chosen];
-    const found = schemes.map(({ name, settings }) => ({ name, x: LENGTHS, y: values(chosen, settings, width, LENGTHS) }));
+    const found = schemes.map(({ name, settings }) =>
+      ({ name, x: LENGTHS, y: values(chosen, settings, width, LENGTHS) }));
     const series = found.filter(({ y }) => y !== null);
-    const options = {
+    const drawing = {
       name: label, series, x: { label: "length", unit: "tokens", log: true, base: 2, show: String },
       y: { label: unit, log: true, decades: 15, base: chosen === "state" ? 2 : undefined, show },
     };
-    if (chart) chart.update(options);
-    else place.append(chart = lineChart(options));
+    if (chart) chart.update(drawing);
+    else {
+      chart = lineChart(drawing);
+      place.append(chart);
+    }
     missing.textContent = found.filter(({ y }) => y === null)
       .map(({ name }) => `${name} looks ahead, so it cannot be decoded a token at a time.`).join(" ");
     said.replaceChildren(...sentences(schemes, width).map((text) => element("li", { text })));
@@ -99,10 +109,10 @@ export function costPanel() {
 
 function sentences(schemes, width) {
   if (schemes.length < 2) return [];
-  const [one, other] = schemes;
+  const [one, other] = schemes.map(({ settings }) => settings), names = schemes.map(({ name }) => name);
   return Object.keys(QUANTITIES)
-    .filter((quantity) => !QUANTITIES[quantity].decodes || (isCausal(one.settings) && isCausal(other.settings)))
-    .map((quantity) => crossoverSentence(quantity, crossovers(quantity, one.settings, other.settings, width), schemes.map(({ name }) => name)));
+    .filter((quantity) => !QUANTITIES[quantity].decodes || (isCausal(one) && isCausal(other)))
+    .map((quantity) => crossoverSentence(quantity, crossovers(quantity, one, other, width), names));
 }
 
 function fillTable(table, schemes, width, length) {
@@ -112,7 +122,8 @@ function fillTable(table, schemes, width, length) {
       const found = values(key, settings, width, [length]);
       return element("td", { "data-cost": key, text: found ? show(found[0]) : "–" });
     });
-    const parameters = element("td", { "data-cost": "parameters", title: number(price.parameters), text: human(price.parameters) });
+    const exact = number(price.parameters), text = human(price.parameters);
+    const parameters = element("td", { "data-cost": "parameters", title: exact, text });
     return element("tr", {}, element("th", { scope: "row", text: name }), parameters, cells);
   });
   const heads = ["Parameters", ...Object.values(QUANTITIES).map(({ label }) => label)];

@@ -5,8 +5,10 @@ import { drawGraph, drawMatrix, drawReached } from "page/drawings";
 import { countInWords, fieldFormula, neededInWords, number, plural, reachedInWords } from "page/formulas";
 import { knob, textField } from "page/knobs";
 import { SCHEMES } from "page/presets";
-import { AT_ALL, AT_ONCE, cone, counted, fewestLayers, holdsField, lagSetWork, pathLength, stackLinks, stackSeen } from "page/reach";
-import { headsIn, isCausal, KINDS, layersNeeded, NUMBERS, readList, stackOf } from "page/rules";
+import {
+  AT_ALL, AT_ONCE, cone, counted, fewestLayers, holdsField, lagSetWork, linkList, pathLength, stackLinks, stackSeen,
+} from "page/reach";
+import { hintsOf, isCausal, KINDS, layersNeeded, NUMBERS, readList, stackOf } from "page/rules";
 import { libraryOptions, seesEverything } from "page/schemes";
 
 const FACTS = {
@@ -27,11 +29,13 @@ const MIXERS = {
 /** A figure with a canvas that is a named picture. */
 function picture(caption, kind) {
   const canvas = element("canvas", { role: "img", class: kind }), words = element("p", { class: "note" });
-  const root = element("figure", { class: "plot" }, element("figcaption", { text: caption }), element("div", {}, canvas), words);
-  return { root, canvas, say: (text, name = text) => {
+  const title = element("figcaption", { text: caption });
+  const root = element("figure", { class: "plot" }, title, element("div", {}, canvas), words);
+  const say = (text) => {
     words.textContent = text;
-    canvas.setAttribute("aria-label", `${caption}. ${name}`);
-  } };
+    canvas.setAttribute("aria-label", `${caption}. ${text}`);
+  };
+  return { root, canvas, say };
 }
 
 /**
@@ -48,14 +52,15 @@ export function schemePanel(board) {
   const redraw = onFrame(() => refresh());
 
   const presets = Object.entries(SCHEMES).map(([value, { label }]) => ({ value, label }));
-  const preset = select(board.title, [...presets, { value: null, label: "A scheme of your own" }], null, (name) => name && board.choose(name));
+  presets.push({ value: null, label: "A scheme of your own" });
+  const preset = select(board.title, presets, null, (name) => name && board.choose(name));
   const kind = select("Links", Object.entries(KINDS).map(([value, { label }]) => ({ value, label })), "convolution",
     (value) => edit({ kind: value, mixer: KINDS[value].mixers[0] }));
-  const ways = choices("Direction", [{ value: true, label: "causal" }, { value: false, label: "both ways" }], true,
-    (causal) => {
-      target = null;
-      edit({ causal });
-    });
+  const directions = [{ value: true, label: "causal" }, { value: false, label: "both ways" }];
+  const ways = choices("Direction", directions, true, (causal) => {
+    target = null;
+    edit({ causal });
+  });
   const mixer = element("div", { class: "mixer" });
   const knobs = Object.fromEntries(Object.entries(NUMBERS).map(([key, range]) =>
     [key, knob(range.label, range, (value) => edit({ [key]: value }))]));
@@ -63,28 +68,28 @@ export function schemePanel(board) {
   const hint = element("p", { class: "note", role: "status" });
   const values = Object.fromEntries(Object.keys(FACTS).map((key) => [key, element("dd", { "data-fact": key })]));
   values.field.setAttribute("aria-live", "polite");
-  const facts = element("dl", { class: "facts" }, Object.entries(FACTS).flatMap(([key, label]) => [element("dt", { text: label }), values[key]]));
+  const facts = element("dl", { class: "facts" },
+    Object.entries(FACTS).flatMap(([key, label]) => [element("dt", { text: label }), values[key]]));
 
-  const graph = picture("Links from layer to layer, the input below", "stack"), matrix = picture("Links of one layer", "cells");
+  const graph = picture("Links from layer to layer, the input below", "stack");
   const reached = picture("Inputs that reach the output", "strip");
-  const output = element("input", { type: "range", min: 0, step: 1, "aria-label": "Output whose cone is lit", oninput: () => {
-    target = Number(output.value);
+  const matrix = picture("Links of one layer", "cells");
+  const output = position("Output", "Output whose cone is lit", 0, (value) => {
+    target = value;
     redraw();
-  } });
-  const outputAt = element("span", { class: "read" });
-  const layerAt = element("input", { type: "range", min: 1, step: 1, "aria-label": "Layer of the matrix", oninput: () => {
-    layer = Number(layerAt.value) - 1;
+  });
+  const layerShown = position("Layer", "Layer of the matrix", 1, (value) => {
+    layer = value - 1;
     redraw();
-  } });
-  const layerRead = element("span", { class: "read" });
+  });
   graph.canvas.addEventListener("click", (event) => {
     target = hit(event.clientX - graph.canvas.getBoundingClientRect().left);
     redraw();
   });
   const root = element("div", { class: "panel scheme" },
-    element("div", { class: "controls" }, preset, kind, mixer, ways), element("div", { class: "knobs" }, Object.values(knobs), list), hint, facts,
-    element("label", { class: "control" }, element("span", { text: "Output" }), output, outputAt), graph.root, reached.root,
-    element("label", { class: "control" }, element("span", { text: "Layer" }), layerAt, layerRead), matrix.root);
+    element("div", { class: "controls" }, preset, kind, mixer, ways),
+    element("div", { class: "knobs" }, Object.values(knobs), list),
+    hint, facts, output.root, graph.root, reached.root, layerShown.root, matrix.root);
   onScheme(redraw);
   let drawnWidth = 0;
   new ResizeObserver(([entry]) => {
@@ -103,26 +108,13 @@ export function schemePanel(board) {
     list.show(settings.list);
     list.mark(settings.list.trim() === "" || readList(settings.list).length > 0);
     const named = mixers.map((value) => ({ value, label: MIXERS[value] ?? value }));
-    mixer.replaceChildren(...(mixers.length > 1 ? [select("Mixer", named, settings.mixer, (value) => edit({ mixer: value }))] : []));
+    const chooser = () => select("Mixer", named, settings.mixer, (value) => edit({ mixer: value }));
+    mixer.replaceChildren(...(mixers.length > 1 ? [chooser()] : []));
     for (const [key, control] of Object.entries(knobs)) {
       const byList = ["dilation", "growth", "again"].includes(key) && readList(settings.list).length > 0;
       control.hidden = key !== "layers" && (!used.includes(key) || byList);
       control.show(settings[key]);
     }
-  }
-
-  /** What the fields do not say themselves. */
-  function hints({ width }) {
-    const { settings } = scheme, { kind: of, list: text } = settings, said = [];
-    const has = (field) => KINDS[of].fields.includes(field);
-    if (has("heads") && headsIn(settings, width) !== settings.heads) {
-      said.push(`${settings.heads} heads do not divide the width ${width}: ${plural(headsIn(settings, width), "head")} counted.`);
-    }
-    if (has("list") && text.trim() && !readList(text).length) said.push("The list is left out: write whole numbers from 1 to 8192, such as 1, 2, 4.");
-    if (has("block") && settings.block > 1) said.push("Window, global and random links count blocks, which take no dilation.");
-    if (of === "strided") said.push("Each layer keeps every stride-th position; a causal stack keeps the length, so this one looks both ways.");
-    if (has("randoms") && settings.randoms) said.push("Random links are the library's own draws of seed 0.");
-    hint.textContent = said.join(" ");
   }
 
   function sayFacts(stack, drawn, count, isWhole, matrices) {
@@ -133,7 +125,8 @@ export function schemePanel(board) {
       ? element("strong", { text: sees ? "every earlier position" : "no bound" })
       : element("strong", { text: number(value) }),
       value === null ? "" : ` = ${formula.symbols} = ${formula.numbers}`);
-    const blocks = settings.kind === "sparse" && settings.block > 1, words = countInWords(count, value, isWhole, drawn, blocks);
+    const hasBlocks = settings.kind === "sparse" && settings.block > 1;
+    const words = countInWords(count, value, isWhole, drawn, hasBlocks);
     values.counted.textContent = words.text;
     values.counted.dataset.agrees = String(words.agrees);
     values.needed.textContent = neededInWords(layersNeeded(settings, width, length), length);
@@ -145,10 +138,12 @@ export function schemePanel(board) {
   function saySeen(stack, field, sees, count, drawn, length) {
     clearTimeout(waiting);
     const say = (seen) => {
-      values.seen.textContent = seen === null ? "too many to count" : `${number(seen)} of ${number(field)}${seen < field ? ": the others are skipped" : ""}`;
+      const rest = seen < field ? ": the others are skipped" : "";
+      values.seen.textContent = seen === null ? "too many to count" : `${number(seen)} of ${number(field)}${rest}`;
     };
     if (field === null) {
-      values.seen.textContent = sees ? `all ${number(length)}` : `${number(count.seen)} of the ${number(drawn)} drawn, by this output`;
+      const some = `${number(count.seen)} of the ${number(drawn)} drawn, by this output`;
+      values.seen.textContent = sees ? `all ${number(length)}` : some;
       return;
     }
     const work = lagSetWork(stack);
@@ -168,7 +163,7 @@ export function schemePanel(board) {
     const at = target === null || target >= outputs ? usual : target;
     layer = Math.min(layer, stack.layers.length - 1);
     const levels = cone(matrices, at, stack.residual), count = counted(levels[0]);
-    hints(board.shared());
+    hint.textContent = hintsOf(settings, width);
     sayFacts(stack, drawn, count, holdsField(stack, drawn, at), matrices);
     sayPictures(stack, matrices, levels, count, at);
     performance.clearMeasures("playground");
@@ -178,18 +173,22 @@ export function schemePanel(board) {
   function sayPictures(stack, matrices, levels, count, at) {
     const drawn = levels[0].length, how = drawGraph(graph.canvas, stack, matrices, levels);
     hit = how.positionAt;
+    const sizes = `${plural(drawn, "position")}, ${plural(stack.layers.length, "layer")}`;
     graph.say([
-      `${plural(drawn, "position")}, ${plural(stack.layers.length, "layer")}: output ${at} is reached by ${number(count.seen)} of the inputs.`,
-      how.isShaded ? "Links of the cone are shaded, being too many to draw." : "", how.hides ? "Only the cone is drawn." : "",
-    ].filter(Boolean).join(" "));
-    const fewest = stack.residual ? fewestLayers(matrices, at) : Int32Array.from(levels[0], (mark) => (mark ? 1 : -1));
+      `${sizes}: output ${at} is reached by ${number(count.seen)} of the inputs.`,
+      ...(how.isShaded ? ["Links of the cone are shaded, being too many to draw."] : []),
+      ...(how.hides ? ["Only the cone is drawn."] : []),
+    ].join(" "));
+    const { residual } = stack;
+    const fewest = residual ? fewestLayers(matrices, at) : Int32Array.from(levels[0], (mark) => (mark ? 1 : -1));
     drawReached(reached.canvas, fewest);
-    reached.say(stack.residual ? reachedInWords(fewest) : `${number(count.seen)} inputs reach the output through all layers.`);
-    const links = matrices[layer].cells.reduce((sum, cell) => sum + cell, 0), { targets, sources } = matrices[layer];
+    reached.say(residual ? reachedInWords(fewest) : `${number(count.seen)} inputs reach it through all layers.`);
+    const { targets, sources } = matrices[layer], links = linkList(matrices[layer]).sources.length;
     drawMatrix(matrix.canvas, matrices[layer], Math.min(at, targets - 1));
-    matrix.say(`Layer ${layer + 1}: ${plural(links, "link")} among ${number(targets)} targets (downwards) and ${number(sources)} sources; the output's row is lit.`);
-    show(output, outputAt, levels[levels.length - 1].length - 1, at, `position ${at}`);
-    show(layerAt, layerRead, stack.layers.length, layer + 1, `${layer + 1} of ${stack.layers.length}`);
+    const among = `${number(targets)} targets (downwards) and ${number(sources)} sources`;
+    matrix.say(`Layer ${layer + 1}: ${plural(links, "link")} among ${among}; the output's row is lit.`);
+    output.show(levels[levels.length - 1].length - 1, at, `position ${at}`);
+    layerShown.show(stack.layers.length, layer + 1, `${layer + 1} of ${stack.layers.length}`);
   }
 
   function update(next) {
@@ -203,18 +202,25 @@ export function schemePanel(board) {
   return { root, refresh, update, redraw };
 }
 
-function show(input, read, max, value, text) {
-  input.max = max;
-  input.value = value;
-  input.setAttribute("aria-valuetext", text);
-  read.textContent = text;
+/** A slider over positions or layers, whose greatest value changes. */
+function position(label, name, min, onInput) {
+  const oninput = () => onInput(Number(input.value));
+  const input = element("input", { type: "range", min, step: 1, "aria-label": name, oninput });
+  const read = element("span", { class: "read" });
+  const show = (max, value, text) => {
+    input.max = max;
+    input.value = value;
+    input.setAttribute("aria-valuetext", text);
+    read.textContent = text;
+  };
+  return { root: element("label", { class: "control" }, element("span", { text: label }), input, read), show };
 }
 
 /** The fewest mixers of the stack from the first token to the last: by formula, or counted on the drawn links. */
 function pathInWords(stack, length, matrices) {
   if (!stack.residual) return "all layers, if its field holds both";
-  const isBounded = stack.layers.every((layer) => !layer.pattern || (!layer.pattern.global && !layer.pattern.random));
-  if (isBounded) {
+  const isDrawnOnly = ({ pattern }) => pattern && (pattern.global > 0 || pattern.random);
+  if (!stack.layers.some(isDrawnOnly)) {
     const path = pathLength(stack.layers, length - 1);
     return path === null ? `none: the stack does not span ${number(length)} tokens` : plural(path, "layer");
   }

@@ -16,7 +16,7 @@ export function doublings(kernel, context) {
   return Array.from({ length: Math.max(1, count) }, (_, power) => 2 ** power);
 }
 
-/** Channels of each dilation, [{dilation, channels}]: heads, as equal in width as can be, take the dilations in turn. */
+/** Channels of each dilation, [{dilation, channels}]: heads, as equal in width as can be, take them in turn. */
 export function channelGroups(layer, width) {
   const heads = Math.min(width, layer.heads ?? layer.dilation.length);
   const turns = Array.from({ length: heads }, (_, head) => head % layer.dilation.length).sort((a, b) => a - b);
@@ -95,7 +95,9 @@ export const positionsOut = (layer, length) => Math.ceil(length / (layer.stride 
  */
 export function linkMatrix(layer, length) {
   const sources = length, targets = positionsOut(layer, length);
-  if (layer.name === "attention") return { targets, sources, cells: patternMatrix(layer.pattern, length, layer.causal) };
+  if (layer.name === "attention") {
+    return { targets, sources, cells: patternMatrix(layer.pattern, length, layer.causal) };
+  }
   const runs = lagRuns(layer) ?? [{ first: 0, step: 1, count: length }];
   const cells = new Uint8Array(targets * sources);
   for (let target = 0; target < targets; target++) {
