@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import PHONE, needs_browser
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seqmix.cli.main import main
 from seqmix.errors import InputError
 from seqmix.inspection import Subject, mixing_matrices, open_subject
-from seqmix.inspection.live import LARGEST, LiveServer, live_server
+from seqmix.inspection.live import LARGEST, LiveServer, Refusal, live_server, text_of
 from seqmix.inspection.texts import encode_text
 
 
@@ -140,6 +142,23 @@ def test_bad_input_is_refused_in_a_sentence(echo: LiveServer, case: str) -> None
     assert answered.content["error"].endswith(".")
     # And the server lives.
     assert post(echo, as_json("ab")).content["length"] == 2
+
+
+@given(st.binary(max_size=40) | st.text(max_size=20).map(as_json) | st.text(max_size=40).map(str.encode))
+def test_any_body_is_a_text_or_a_refusal(body: bytes) -> None:
+    try:
+        text = text_of(body)
+    except Refusal as refusal:
+        assert refusal.status == 400
+        assert str(refusal).endswith(".")
+    else:
+        assert json.loads(body) == {"text": text}
+        text.encode()
+
+
+@given(st.text(max_size=30))
+def test_every_text_arrives_as_it_was_sent(text: str) -> None:
+    assert text_of(as_json(text)) == text
 
 
 def test_a_text_of_the_largest_size_is_taken(echo: LiveServer) -> None:
@@ -424,7 +443,7 @@ def test_a_text_typed_in_a_browser_is_drawn(browser: Any, live: LiveServer, sche
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(live.url)
     page.wait_for_selector("html[data-ready]")
-    texts = page.locator("#texts select")
+    texts = page.locator("#matrix").get_by_label("Reads")
     before = texts.locator("option").count()
     page.get_by_label("Type another text").fill("hello <b>you</b>")
     page.get_by_role("button", name="Read it").press("Enter")

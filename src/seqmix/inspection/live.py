@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(403, "This page was made by a server that has ended: open the page again.")
         if self.headers.get_content_type() != "application/json":
             raise Refusal(415, "The text must come as application/json.")
-        text = _text_of(self._body(length))
+        text = text_of(self._body(length))
         if not self.server.one_at_a_time.acquire(timeout=PATIENCE):
             raise Refusal(503, "Another text is still being read: try again in a while.")
         try:
@@ -197,8 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Says nothing of a request: the terminal is for what its user has to know."""
 
 
-def _text_of(body: bytes) -> str:
-    """The text of a request's body."""
+def text_of(body: bytes) -> str:
+    """The text of a request's body, {"text": ...} in UTF-8; a Refusal says what else it is."""
     try:
         document = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
