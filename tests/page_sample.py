@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+import page_modules
 from browser import Opened
 
-import seqmix
+from seqmix.inspection.page.bundle import embedded_json
 
-PAGE = Path(seqmix.__file__).parent / "inspection" / "page"
 TIME = 64
 LENGTHS = [2**power for power in range(4, 17)]
 
@@ -24,9 +22,9 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const blocks = data.blocks;
 const block = (id) => ({
   heads: 1, time: blocks[id].length, source: blocks[id][0].length,
-  value: (h, t, s) => blocks[id][t][s], row: (h, t) => Float32Array.from(blocks[id][t]),
+  value: (h, t, s) => blocks[id][t][s], step: () => 0, row: (h, t) => Float32Array.from(blocks[id][t]),
 });
-const page = {
+const page = window.page = {
   data, choice: makeStore({ text: 0, target: 3, source: 0 }), block: async (id) => block(id),
   token: (text, at) => visible(data.texts[text].tokens[at] ?? ""),
 };
@@ -47,27 +45,13 @@ document.body.dataset.ready = "";
 
 
 def write_page(folder: Path, data: dict[str, Any], sections: tuple[str, ...] = ()) -> Path:
-    """A page with nothing but these sections, or the chart `data["chart"]`, and the real modules and styles."""
-    modules = {path.name.removesuffix(".js"): path.read_bytes() for path in (PAGE / "js").iterdir()}
-    imports = {
-        f"page/{name}": "data:text/javascript;base64," + base64.b64encode(text).decode()
-        for name, text in modules.items()
-    }
-    styles = [PAGE / "page.css", *sorted((PAGE / "css").iterdir())]
-    text = "".join(
-        [
-            "<!doctype html><html lang=en><meta charset=utf-8>",
-            "<meta name=viewport content='width=device-width, initial-scale=1'>",
-            "<meta name=color-scheme content='light dark'><link rel=icon href='data:,'><title>test</title>",
-            f"<style>{''.join(style.read_text() for style in styles)}</style><body><main></main>",
-            f"<script type='application/json' id=data>{json.dumps({**data, 'sections': sections})}</script>",
-            f"<script type=importmap>{json.dumps({'imports': imports})}</script>",
-            f"<script type=module>{HARNESS}</script>",
-        ]
+    """A page with nothing but these sections, or the chart `data["chart"]`."""
+    everything = embedded_json({**data, "sections": sections})
+    body = (
+        f"<main></main><script type='application/json' id=data>{everything}</script>"
+        f"<script type=module>{HARNESS}</script>"
     )
-    path = folder / "page.html"
-    path.write_text(text, encoding="utf-8")
-    return path
+    return page_modules.write_page(folder / "page.html", body=body)
 
 
 def opened(browser: Any, path: Path, **how: Any) -> Opened:

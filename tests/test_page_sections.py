@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from page_sample import (
     widths,
     write_page,
 )
+
+from seqmix.inspection import Subject, mixing_matrices, normalise_rows, open_subject
+from seqmix.inspection.page import make_page
+from seqmix.inspection.receptive_field import receptive_fields
+from seqmix.inspection.rollout import rollout
 
 pytestmark = needs_browser
 
@@ -126,6 +132,7 @@ def test_sections_of_two_models(browser: Any, two_models: Path, size: tuple[int,
     field.get_by_text("By head").click()
     fold = field.locator("details", has_text="Layer 1: causal_conv1d, 3 heads").last
     fold.locator("summary").click()
+    fold.locator("tbody").wait_for()
     assert fold.locator("tbody th").all_text_contents() == ["heads 1–2", "head 3"]
 
     steps = page.locator("#field .chart").last
@@ -160,10 +167,11 @@ def test_rollout_rows_follow_the_target(browser: Any, two_models: Path) -> None:
     seen = opened(browser, two_models)
     panel = seen.page.locator("#rollout .panel").first
     panel.locator(".strip").first.wait_for()
-    assert "At 63 the rank correlation (Spearman) of rollout and gradient is 0.75" in panel.inner_text()
-    assert "Over 3 targets it is 0.5 on average." in panel.inner_text()
-    panel.locator("select").select_option("7: f")
     assert "At 7 the rank correlation (Spearman) of rollout and gradient is 0.25" in panel.inner_text()
+    assert "Over 3 targets it is 0.5 on average." in panel.inner_text()
+    panel.locator("select").select_option("63: f")
+    assert "At 63 the rank correlation (Spearman) of rollout and gradient is 0.75" in panel.inner_text()
+    seen.page.evaluate("page.choice.set({ target: 9 })")
     assert panel.locator(".strip.chosen .strip-name").text_content() == "7: f"
     chart = panel.locator(".chart")
     ticks = axis_of(chart, "y")
@@ -192,5 +200,71 @@ def test_what_was_not_measured_is_said(browser: Any, tmp_path: Path) -> None:
     seen = opened(browser, write_page(tmp_path, payload(silent), SECTIONS))
     assert "This model has no position encoding." in seen.page.locator("#positions").inner_text()
     assert "This model has no softmax scores." in seen.page.locator("#positions").inner_text()
+    assert seen.complaints == []
+    seen.page.close()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Subject]:
+    """The whole page of a small convolution, as `seqmix inspect` makes it."""
+    subject = open_subject("light_conv:hidden_size=16:num_hidden_layers=2", texts=["a cat sat on the mat, and sat"])
+    path = tmp_path_factory.mktemp("real") / "page.html"
+    path.write_text(make_page([subject]).html, encoding="utf-8")
+    return path, subject
+
+
+def test_a_real_page_draws_what_python_measures(browser: Any, real: tuple[Path, Subject]) -> None:
+    path, subject = real
+    input_ids = subject.texts[0].input_ids
+    seen = Opened(browser, path, ready="html[data-ready]")
+    page = seen.page
+
+    field = receptive_fields(subject, input_ids)
+    assert field.formula == field.measured < len(field.curve), "the text is long enough to see the bound"
+    panel = page.locator("#field .panel")
+    words = panel.locator(".field-words").text_content()
+    assert words.startswith(
+        f"The formula gives {field.formula} positions and the gradient reaches as many: they agree."
+    )
+    assert f"90 % from {field.widths.ninety}, 99 % from {field.widths.ninety_nine}." in words
+    chart = panel.locator(".chart")
+    across, up = axis_of(chart, "x"), axis_of(chart, "y")
+    points = drawn_points(chart, "drawn weights")
+    for distance, share in enumerate(field.curve[: field.formula]):
+        left, top = points[distance]
+        assert left == pytest.approx(expected_pixel(distance, across, math.log1p), abs=0.006)
+        # The page holds seven digits.
+        assert top == pytest.approx(expected_pixel(share, up, math.log), abs=0.01)
+    base = float(chart.locator(".chart-base").first.get_attribute("y1"))
+    assert all(top > base for _, top in points[field.formula :]), "nothing comes from beyond the receptive field"
+
+    product = rollout(
+        [normalise_rows(layer.matrix).mean(axis=0) for layer in mixing_matrices(subject.model, input_ids)]
+    )
+    heat = page.locator("#rollout canvas.heat")
+    heat.scroll_into_view_if_needed()
+    page.locator("#rollout .strip").first.wait_for()
+    heat.focus()
+    page.keyboard.press("Control+End")
+    last = len(product) - 1
+    reading = page.locator("#rollout .chart-readout").first.text_content()
+    value, error = re.search(r": ([\d.]+) ± ([\d.]+)$", reading).groups()
+    assert f"at {last} from" in reading
+    assert abs(float(value) - product[last, last]) <= float(error) < 0.01 * product.max()
+
+    parameters = subject.model.num_parameters()
+    assert f"{parameters / 1000:.3g}k parameters" in page.locator("#costs").inner_text()
+    assert seen.complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_real_page_fits_a_phone(browser: Any, real: tuple[Path, Subject], scheme: str) -> None:
+    seen = Opened(browser, real[0], size=PHONE, scheme=scheme, ready="html[data-ready]")
+    seen.page.locator("#rollout .strip").first.wait_for()
+    rights = "nodes => nodes.map(node => node.getBoundingClientRect().right)"
+    for section in SECTIONS:
+        assert max(seen.page.locator(f"#{section} :is(svg, canvas, p, fieldset)").evaluate_all(rights)) <= PHONE[0]
+    assert seen.page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
     assert seen.complaints == []
     seen.page.close()

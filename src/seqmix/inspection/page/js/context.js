@@ -55,9 +55,11 @@ export function ninetyPercent(ablation) {
   return distances.find((_, at) => values[at] - whole <= 0.1 * (values[0] - whole)) ?? null;
 }
 
+const shortened = (name) => (name.length > 20 ? `${name.slice(0, 19)}…` : name);
+
 function worthMark({ name, context }, named) {
   const last = ninetyPercent(context.ablation);
-  return last === null ? [] : [{ x: last, label: named ? `90 %: ${name}` : "90 % of the worth" }];
+  return last === null ? [] : [{ x: last, label: named ? `90 %: ${shortened(name)}` : "90 % of the worth" }];
 }
 
 export function worthInWords({ ablation, unit }) {

@@ -1,10 +1,11 @@
 /** Rollout: the product of the layers' matrices, beside the gradient of the last layer's outputs. */
 
 import { lineChart } from "page/charts";
-import { element, format, select } from "page/dom";
+import { element, format, onScheme, select } from "page/dom";
 import { HeatMap } from "page/heat";
 import { count, modelPanels, note } from "page/parts";
 import { paint, scaleOf } from "page/shades";
+import { withError } from "page/weights";
 
 export const id = "rollout";
 export const title = "Rollout";
@@ -41,17 +42,15 @@ function rolloutOf(page, model) {
   const chart = lineChart({ name: "Shares", x: { label: "source" }, y: { label: "share" }, series: [] });
   const words = element("p", { class: "rollout-words" });
   let blocks = null;
-  let chosen = rollout.targets.length - 1;
 
   const label = (position) => page.token(0, position);
   const say = (cell) => {
     readout.textContent = cell
       ? `“${label(cell.target)}” at ${cell.target} from “${label(cell.source)}” at ${cell.source}: ` +
-        format(blocks.product.value(0, cell.target, cell.source))
+        withError(blocks.product.value(0, cell.target, cell.source), blocks.product.step(0, cell.target))
       : "Point at a cell, or move to one with the arrow keys.";
   };
   const choose = (index) => {
-    chosen = index;
     chooser.show(index);
     if (!blocks) return;
     const target = rollout.targets[index];
@@ -61,16 +60,22 @@ function rolloutOf(page, model) {
     for (const [at, strip] of [...strips.children].entries()) strip.classList.toggle("chosen", at === index);
   };
   const targets = rollout.targets.map((target, value) => ({ value, label: `${target}: ${label(target)}` }));
-  const chooser = select("Target", targets, chosen, (index) => choose(index));
+  const chooser = select("Target", targets, 0, (index) => choose(index));
 
   Promise.all([page.block(rollout.block), page.block(rollout.gradient_block)]).then(([product, gradient]) => {
     blocks = { product, gradient };
     const { time, source } = product;
     const values = whole(product);
     map.show({ values, time, source, scale: scaleOf(values, true), rowLabel: label, columnLabel: label });
-    strips.append(...targets.map(({ value, label: name }) => strip(gradient.row(0, value), name)));
+    const row = ({ value, label: name }) => strip(gradient.row(0, value), name);
+    strips.append(...targets.map(row));
+    onScheme(() => {
+      const chosen = [...strips.children].findIndex((node) => node.classList.contains("chosen"));
+      strips.replaceChildren(...targets.map(row));
+      strips.children[chosen].classList.add("chosen");
+    });
     say(null);
-    choose(chosen);
+    page.choice.watch(["target"], () => choose(nearest(rollout.targets, page.choice.get("target"))));
   });
   return [
     element("div", { class: "controls" }, chooser),
