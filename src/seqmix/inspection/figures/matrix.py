@@ -47,7 +47,7 @@ def matrix_figure(
         raise InputError("matrices is empty: give at least one")
     width = HALF_PAGE * len(panels) if width is None else width
     with styled():
-        figure = new_figure(width, width / len(panels) * 0.9)
+        figure = new_figure(width, width / len(panels) * 0.82)
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         scale = color_scale(panels.values(), gamma)
         side = width / len(panels) * 0.7
