@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqmix.errors import InputError
-from seqmix.inspection.jacobian import jacobian_matrix, relative_error
+from seqmix.inspection.jacobian import jacobian_matrix, position_flops, relative_error
 from seqmix.kernels.documents import Placement
 from seqmix.mixer import Mixed, Mixer, State, Traits
 from seqmix.mixers import create_mixer
@@ -26,7 +26,7 @@ PLENTY = 1e12
 
 def budget_for(mixer: Mixer, time: int, directions: int) -> float:
     """The FLOPs that pay for so many directions of a causal mixer."""
-    return directions * mixer.cost(1, 1).flops * time * (time + 1) // 2
+    return directions * position_flops(mixer) * time * (time + 1) // 2
 
 
 def mixer_and_input(name: str, dim: int, time: int, seed: int = 0, **options: Any) -> tuple[Mixer, Tensor]:
@@ -112,7 +112,7 @@ def test_a_mixer_without_differentiable_steps_is_taken_through_forward(kind: typ
     mixer, x = kind(dim).double(), torch.randn(1, time, dim, dtype=torch.float64)
     positions = time * (time + 1) // 2 if mixer.traits.causal else time**2
     exact = exact_jacobian(mixer, x).square().sum((1, 3)).sqrt()
-    budget = directions * mixer.cost(1, 1).flops * positions
+    budget = directions * position_flops(mixer) * positions
     matrix, told = jacobian_matrix(mixer, x, budget=budget)
     assert told == (None if directions == dim else directions)
     if told is None:
@@ -145,6 +145,11 @@ def test_float32_and_float64_draw_the_same_directions() -> None:
 def test_another_shape_than_one_text_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"needs \(1, time, dim\)"):
         jacobian_matrix(create_mixer("rnn", 4), torch.zeros(shape), budget=PLENTY)
+
+
+def test_a_budget_without_end_buys_the_exact_matrix() -> None:
+    mixer, x = mixer_and_input("rnn", 3, 4)
+    assert jacobian_matrix(mixer, x, budget=float("inf"))[1] is None
 
 
 @pytest.mark.parametrize("budget", [0, -1.0, float("nan")])

@@ -18,8 +18,10 @@ from torch import Tensor
 from seqmix.errors import InputError
 from seqmix.mixer import Mixer
 
-BUDGET = 120 * 10**9
-"""FLOPs of one layer: about two seconds on two cores; one direction of an LSTM of width 450 at 256 positions."""
+BUDGET = 100 * 10**9
+"""FLOPs of one mixer, about a second on a core: five directions of an LSTM of width 64 at 256 positions."""
+ELEMENTWISE = 250
+"""FLOPs of a product that take as long as one of element-wise work, which waits for the memory."""
 NUMBERS_AT_ONCE = 2**24
 """How many gradients a backward pass may form: more would fill the memory, fewer would read the weights too often."""
 AGREEMENT = 1e-2
@@ -34,7 +36,7 @@ def jacobian_matrix(mixer: Mixer, x: Tensor, *, budget: float = BUDGET, seed: in
     directions as the budget pays for, and at least one.
 
     Args:
-        budget: FLOPs of the backward passes, counting one position's as many as those of its forward.
+        budget: FLOPs of the backward passes, see `position_flops`.
         seed: of the directions.
 
     Raises:
@@ -46,14 +48,19 @@ def jacobian_matrix(mixer: Mixer, x: Tensor, *, budget: float = BUDGET, seed: in
         raise InputError(f"budget is {budget}: the number of FLOPs for a Jacobian must be above 0")
     _, time, dim = x.shape
     positions = time * (time + 1) // 2 if mixer.traits.causal else time * time
-    affordable = int(budget // (positions * max(1, mixer.cost(1, 1).flops)))
-    directions = min(max(1, affordable), dim)
+    directions = max(1, int(min(budget / (positions * position_flops(mixer)), dim)))
     is_exact = directions == dim
     q_TND = _basis(time, dim, x) if is_exact else _frames(time, dim, directions, x, seed)
     with torch.enable_grad():
         through_steps = mixer.traits.causal and _steps_agree(mixer, x)
         squares_TS = _by_steps(mixer, x, q_TND) if through_steps else _by_rows(mixer, x, q_TND)
     return squares_TS.mul_(dim / directions).sqrt_()[None], None if is_exact else directions
+
+
+def position_flops(mixer: Mixer) -> int:
+    """What a backward pass over one position of one row counts as: its forward, element-wise work by its time."""
+    cost = mixer.cost(1, 1)
+    return max(1, cost.product_flops + ELEMENTWISE * cost.other_flops)
 
 
 def relative_error(directions: int | None, dim: int) -> float:
