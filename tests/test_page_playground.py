@@ -207,7 +207,7 @@ def test_layers_until_the_first_token_reaches_the_last(playground: Playground) -
     assert playground.fact("needed") == "250 layers"
     assert playground.fact("path") == "none: the stack does not span 1,000 tokens"
     playground.set("Dilation", 2)
-    assert playground.fact("needed") == "125 layers span 1,000 tokens, but skip the first one"
+    assert playground.fact("needed") == "125 would span 1,000 tokens, but skip the first one, as a few more do"
     playground.set("Window", 1)
     assert playground.fact("needed") == "never, however many layers"
     playground.pick("bytenet")
@@ -215,6 +215,8 @@ def test_layers_until_the_first_token_reaches_the_last(playground: Playground) -
     assert playground.fact("needed") == "83 layers"
     playground.pick("full")
     assert (playground.fact("needed"), playground.fact("path")) == ("1 layer", "1 layer")
+    playground.pick("mistral")
+    assert (playground.fact("needed"), playground.fact("path")) == ("9 layers", "9 layers, by their spans")
     playground.pick("bigbird")
     assert playground.fact("needed") == "1 layer"
 
@@ -349,6 +351,11 @@ def test_layers_needed_are_the_least_whose_lags_add_up(playground: Playground, d
             step = dilation * growth ** (layers % again if again else layers)
             reached = {lag + tap * step for lag in reached for tap in range(kernel)}
             span, layers = max(reached), layers + 1
+        count = layers
+        while length - 1 not in reached and layers < count + 9:
+            step = dilation * growth ** (layers % again if again else layers)
+            reached = {lag + tap * step for lag in reached for tap in range(kernel)}
+            layers += 1
         needed = playground.page.evaluate(
             """async ([settings, length]) => {
               const { layersNeeded, withDefaults } = await import("page/rules");
@@ -356,7 +363,10 @@ def test_layers_needed_are_the_least_whose_lags_add_up(playground: Playground, d
             }""",
             [{"kernel": kernel, "dilation": dilation, "growth": growth, "again": again}, length],
         )
-        assert needed == {"count": layers, "lands": length - 1 in reached}
+        assert needed["count"] == count
+        assert needed["lands"] in (layers if layers <= count + 8 else False, None)
+        if count < 10 and len(reached) < 1000:
+            assert needed["lands"] is not None
 
 
 EXTREMES = {

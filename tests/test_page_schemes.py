@@ -201,6 +201,11 @@ def test_strides_multiply_what_stands_above(page: Any) -> None:
     mixer = mixer_of(page, layers[1])
     (price,) = call(page, "prices", "m.layerPrices(a[0], a[1], [100])", layers[1], WIDTH)
     assert (price["product"], price["other"]) == (mixer.cost(1, 100).product_flops, mixer.cost(1, 100).other_flops)
+    (price,) = call(page, "prices", "m.stackPrices(a[0], a[1], [120])", layers, WIDTH)
+    lengths = (120, 60, 20)
+    costs = [mixer_of(page, layer).cost(1, left) for layer, left in zip(layers, lengths, strict=True)]
+    assert price["product"] == sum(cost.product_flops for cost in costs)
+    assert price["parameters"] == sum(cost.parameters for cost in costs)
 
 
 def test_random_links_are_the_same_draws(page: Any) -> None:

@@ -74,8 +74,11 @@ export function countInWords(count, field, isWhole, drawn, hasBlocks) {
 export function neededInWords(needed, length) {
   if (needed === undefined) return "more than one; drawn links differ from output to output";
   if (needed === null) return "never, however many layers";
-  const text = plural(needed.count, "layer");
-  return needed.lands === false ? `${text} span ${number(length)} tokens, but skip the first one` : text;
+  const { count, lands } = needed, spanning = plural(count, "layer");
+  if (lands === null) return `${spanning}, by their spans`;
+  if (lands === count) return spanning;
+  const skipped = `${number(count)} would span ${number(length)} tokens, but skip the first one`;
+  return lands === false ? `${skipped}, as a few more do` : `${plural(lands, "layer")}: ${skipped}`;
 }
 
 /** How many positions take how many layers. */

@@ -170,25 +170,23 @@ export function stepPrice(layer, width, position) {
   return { ...longPrice(layer, width, position + 1), product, other: other + width * onlineFlops(slots) };
 }
 
-/** Prices of equal layers are computed once and added up over the stack. */
-function added(layers, priceOf) {
-  const counts = new Map();
+/** Prices added up over the stack, those of equal layers computed once: priceOf(layer, lengths of its input). */
+function added(layers, lengths, priceOf) {
+  const known = new Map(), sum = lengths.map(() => ({ parameters: 0, product: 0, other: 0, state: 0 }));
+  let left = lengths;
   for (const layer of layers) {
-    const key = JSON.stringify(layer);
-    counts.set(key, { layer, count: (counts.get(key)?.count ?? 0) + 1 });
-  }
-  let sum = null;
-  for (const { layer, count } of counts.values()) {
-    const prices = priceOf(layer);
-    sum ??= prices.map(() => ({ parameters: 0, product: 0, other: 0, state: 0 }));
-    prices.forEach((price, i) => Object.keys(price).forEach((key) => { sum[i][key] += count * price[key]; }));
+    const key = JSON.stringify([layer, left]);
+    if (!known.has(key)) known.set(key, priceOf(layer, left));
+    known.get(key).forEach((price, i) => Object.keys(price).forEach((of) => { sum[i][of] += price[of]; }));
+    left = layer.stride > 1 ? left.map((length) => positionsOut(layer, length)) : left;
   }
   return sum;
 }
 
 /** What a stack costs over sequences of the given lengths: layerPrices, added up. */
-export const stackPrices = (layers, width, lengths) => added(layers, (layer) => layerPrices(layer, width, lengths));
+export const stackPrices = (layers, width, lengths) =>
+  added(layers, lengths, (layer, left) => layerPrices(layer, width, left));
 
 /** What one more token costs a causal stack at each of the given positions. */
 export const stackStepPrices = (layers, width, positions) =>
-  added(layers, (layer) => positions.map((position) => stepPrice(layer, width, position)));
+  added(layers, positions, (layer) => positions.map((position) => stepPrice(layer, width, position)));

@@ -86,6 +86,8 @@ export function dilationRule(settings) {
   return (layer) => dilation * growth ** (again ? layer % again : layer);
 }
 
+const greatestDivisor = (a, b) => (b ? greatestDivisor(b, a % b) : a);
+
 const largestDivisor = (number, most) => {
   let divisor = Math.min(number, most);
   while (number % divisor) divisor--;
@@ -154,14 +156,18 @@ export function stackOf(settings, width) {
 /** Whether a token can be decoded at a time. */
 export const isCausal = (settings) => settings.kind !== "strided" && (settings.causal || !KINDS[settings.kind].twoWays);
 
+const MORE_LAYERS = 8;
+const MOST_LAYERS = 256;
+
 /**
- * The layers of a rule, as many as it takes, until the first of `length` tokens reaches the last:
- * {count, lands}; lands is false where the layers span the sequence but their steps skip the first token, null where
- * that is not counted. Null where no number of layers does, undefined where only the links could tell.
+ * How many layers of a rule, which goes on as long as it must, span `length` tokens, and from how many on the first
+ * token reaches the last: {count, lands}, which differ where steps skip the first token. lands is false where a few
+ * more layers do not help, null where that is not counted. All is null where no number of layers spans so many, and
+ * undefined where only drawn links could tell.
  */
 export function layersNeeded(settings, width, length) {
   const rule = dilationRule(settings), first = layerOf(settings, width, rule(0)), distance = length - 1;
-  if (distance === 0 || seesEverything(first) || first.pattern?.global > 0) return { count: 1, lands: true };
+  if (distance === 0 || seesEverything(first) || first.pattern?.global > 0) return { count: 1, lands: 1 };
   if (lagRuns(first) === null) return undefined;
   const known = new Map();
   let reached = 0, jump = 1, count = 0;
@@ -181,14 +187,27 @@ function spanOf(settings, layer) {
   return settings.kind === "strided" ? back - ahead : back;
 }
 
-/** Whether `distance` is a sum of lags of the first `count` layers; null if that is not counted. */
+/** The first number of layers, from `count` on, of which `distance` is a sum of lags; see `layersNeeded`. */
 function lands(settings, width, count, distance) {
   if (settings.kind === "strided") return null;
   const runs = lagRuns(layerOf(settings, width, dilationRule(settings)(0)));
-  if (settings.growth === 1 && !readList(settings.list).length && runs.every((run) => run.step === 1)) return true;
-  if (count > 256) return null;
-  const stack = stackOf({ ...settings, layers: count }, width);
-  if (lagSetWork(stack) > AT_ONCE) return null;
-  const { seen, first } = lagSet(stack);
-  return seen[distance - first] === 1;
+  if (settings.growth === 1 && !readList(settings.list).length && runs.every((run) => run.step === 1)) return count;
+  if (distance % stepOfAll(settings, width, count + MORE_LAYERS)) return false;
+  let work = 0;
+  for (let layers = count; layers <= count + MORE_LAYERS; layers++) {
+    const stack = stackOf({ ...settings, layers }, width);
+    work += layers > MOST_LAYERS ? Infinity : lagSetWork(stack);
+    if (work > AT_ONCE) return null;
+    const { seen, first } = lagSet(stack);
+    if (seen[distance - first] === 1) return layers;
+  }
+  return false;
+}
+
+/** The greatest divisor of all lags of the first layers: every sum of them is a multiple of it. */
+function stepOfAll(settings, width, count) {
+  const rule = dilationRule(settings);
+  const lagsOf = ({ first, step }) => [Math.abs(first), step];
+  const ofLayer = (_, i) => lagRuns(layerOf(settings, width, rule(i))).flatMap(lagsOf);
+  return Array.from({ length: Math.min(count, MOST_LAYERS) }, ofLayer).flat().reduce(greatestDivisor);
 }

@@ -16,7 +16,7 @@ const FACTS = {
   counted: "Counted from the drawn links",
   seen: "Positions really seen",
   needed: "Layers until the first token reaches the last",
-  path: "Path from the first token to the last in this stack",
+  path: "Path length in this stack, from the first token to the last",
   library: "In the library, first layer",
 };
 const WAIT = 150;
@@ -218,11 +218,12 @@ function position(label, name, min, onInput) {
 
 /** The fewest mixers of the stack from the first token to the last: by formula, or counted on the drawn links. */
 function pathInWords(stack, length, matrices) {
-  if (!stack.residual) return "all layers, if its field holds both";
+  if (!stack.residual) return "all layers, where the field holds both";
   const isDrawnOnly = ({ pattern }) => pattern && (pattern.global > 0 || pattern.random);
   if (!stack.layers.some(isDrawnOnly)) {
     const path = pathLength(stack.layers, length - 1);
-    return path === null ? `none: the stack does not span ${number(length)} tokens` : plural(path, "layer");
+    if (path === null) return `none: the stack does not span ${number(length)} tokens`;
+    return `${plural(path, "layer")}${stack.layers.some(seesEverything) ? "" : ", by their spans"}`;
   }
   const drawn = matrices[0].sources, path = fewestLayers(matrices, drawn - 1)[0];
   return path < 0 ? `none over the ${number(drawn)} drawn` : `${plural(path, "layer")} over the ${number(drawn)} drawn`;
