@@ -96,17 +96,22 @@ def seen_from(output: Tensor, leaf: Tensor, target: int, generator: torch.Genera
 def sizes_at(
     output: Tensor, leaf: Tensor, targets: Sequence[int], directions: int, generator: torch.Generator
 ) -> Tensor:
-    """(targets, T): the norm of d output[0, t] / d leaf[0, s], up to one factor, from random directions.
+    """(targets, T): the norm of d output[t] / d leaf[s], up to one factor, from random directions.
 
     For q standard normal, E |J^T q|^2 is the squared Frobenius norm of J; the mean over `directions` estimates it.
+
+    Args:
+        output: (1, T, D), whose graph is walked once for each target, or (targets, T, D), rows of one and the same
+            text, for all targets at once: that is faster where positions wait for one another.
     """
-    squares = []
-    for target in targets:
-        square = torch.zeros(leaf.shape[1], dtype=torch.float64)
+    rows = [(row, target) if len(output) > 1 else (0, target) for row, target in enumerate(targets)]
+    together = [rows] if len(output) > 1 else [[one] for one in rows]
+    squares = torch.zeros(len(targets), leaf.shape[1], dtype=torch.float64)
+    for number, group in enumerate(together):
         for _ in range(directions):
             cotangent = torch.zeros_like(output)
-            cotangent[0, target] = normal(output.shape[2], generator=generator).to(output)
+            for row, target in group:
+                cotangent[row, target] = normal(output.shape[2], generator=generator).to(output)
             (gradient,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True)
-            square += gradient[0].double().square().sum(dim=1)
-        squares.append(square / directions)
-    return torch.stack(squares).sqrt()
+            squares[number : number + len(group)] += gradient.double().square().sum(dim=2)
+    return (squares / directions).sqrt()

@@ -228,7 +228,7 @@ def head_fields(place: Place, targets: Sequence[int]) -> list[HeadField]:
     """
     mixer = place.mixer
     if mixer.traits.matrix == "jacobian":
-        leaf = place.x.detach().clone().requires_grad_()
+        leaf = place.x.detach().repeat(len(targets), 1, 1).requires_grad_()
         with torch.enable_grad():
             sizes = sizes_at(output_of(place, leaf), leaf, targets, 1, torch.Generator().manual_seed(0))
         shape = widths(_by_distance(sizes[None], targets)[0])
@@ -263,12 +263,13 @@ def _targets(time: int, count: int) -> list[int]:
 def _stack_curves(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence[int], directions: int) -> list[Tensor]:
     """The curve (T,) of each layer's output with respect to the embeddings; below the last it is coarser."""
     generator = torch.Generator().manual_seed(0)
-    leaf = embed(model, input_ids)
+    waits = any(mixer.traits.matrix == "jacobian" for mixer in model.mixers)
+    leaf = embed(model, input_ids.expand(len(targets) if waits else 1, -1))
     found = streams(model, leaf)
     curves = []
     for number, output in enumerate(found):
         is_last = number == len(found) - 1
-        here = targets if is_last else targets[::-3][::-1]
+        here = targets if is_last or waits else targets[::-3][::-1]
         sizes = sizes_at(output, leaf, here, directions if is_last else 1, generator)
         curves.append(_by_distance(sizes[None], here)[0])
     return curves
@@ -291,7 +292,14 @@ def _stack_spans(probe: SeqmixForCausalLM, input_ids: Tensor) -> list[int]:
     time = input_ids.shape[1]
     other = torch.randint(probe.config.vocab_size, (1, time), generator=generator).to(input_ids)
     leaf = embed(probe, torch.cat([input_ids, other]) if probe.config.hidden_size < NARROW else input_ids)
-    return [_span(seen_from(output, leaf, time - 1, generator), time - 1) for output in streams(probe, leaf)]
+    outputs = streams(probe, leaf)
+    last = _span(seen_from(outputs[-1], leaf, time - 1, generator), time - 1)
+    spans: list[int] = []
+    for output in outputs[:-1]:
+        # The residual hands on whatever a layer has seen, so that those above see as much at least.
+        is_known = bool(spans) and spans[-1] == last
+        spans.append(last if is_known else _span(seen_from(output, leaf, time - 1, generator), time - 1))
+    return [*spans, last]
 
 
 def _span_alone(place: Place) -> int:
@@ -328,7 +336,7 @@ def _reaches(place: Place) -> list[int]:
 
 def _spans_of_links(links: Tensor) -> list[int]:
     """For each head of bool (H, T, S) the positions from the earliest source to its target, the most of any target."""
-    first = torch.where(links.any(dim=2), links.int().argmax(dim=2), links.shape[2])
+    first = torch.where(links.any(dim=2), links.view(torch.uint8).argmax(dim=2), links.shape[2])
     spans = torch.arange(1, links.shape[1] + 1) - first
     return spans.clamp(min=1).amax(dim=1).tolist()
 
