@@ -383,7 +383,7 @@ def test_what_is_counted_agrees_with_the_formula_whatever_is_set(playground: Pla
     kinds = playground.page.evaluate(
         "async () => Object.entries((await import('page/rules')).KINDS).map(([kind, { mixers }]) => [kind, mixers])"
     )
-    for _ in range(400):
+    for _ in range(200):
         kind, mixers = draw.choice(kinds)
         settings = {key: draw.choice(values) for key, values in EXTREMES.items()}
         settings |= {"kind": kind, "mixer": draw.choice(mixers)}
@@ -411,7 +411,7 @@ def test_what_is_counted_agrees_with_the_formula_whatever_is_set(playground: Pla
             agreed += 1
         elif found["whole"]:
             assert found["span"] <= found["field"], settings
-    assert agreed > 40
+    assert agreed > 20
 
 
 def test_a_redraw_is_measured(playground: Playground) -> None:

@@ -17,6 +17,7 @@ export function knob(label, { stops, value }, onInput) {
   });
   const field = element("input", {
     type: "number", min: low, max: high, step: 1, inputmode: "numeric", "aria-label": `${label}, exactly`,
+    title: `A whole number from ${low} to ${high}`,
     oninput: () => {
       const given = Number(field.value);
       const isGood = field.value !== "" && Number.isInteger(given) && given >= low && given <= high;

@@ -86,7 +86,7 @@ export function schemePanel(board) {
     target = hit(event.clientX - graph.canvas.getBoundingClientRect().left);
     redraw();
   });
-  const root = element("div", { class: "panel scheme" },
+  const root = element("div", { class: "panel scheme", role: "region", "aria-label": board.title },
     element("div", { class: "controls" }, preset, kind, mixer, ways),
     element("div", { class: "knobs" }, Object.values(knobs), list),
     hint, facts, output.root, graph.root, reached.root, layerShown.root, matrix.root);
