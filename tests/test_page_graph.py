@@ -147,6 +147,11 @@ def test_the_picture_searches_its_own_window(opened: Opened, layers: list[list[N
     set_ends(opened, 9, 30)
     for model, matrices in enumerate(layers):
         assert count(opened, "seen", model) == graph.steps([matrix[:, :32, :32] for matrix in matrices], 9, 30, 0.6)
+    first = panel(opened).get_by_role("slider", name="First position")
+    first.fill("5")
+    opened.page.get_by_role("slider", name="Links above").fill("0.3")
+    settle(opened)
+    assert first.input_value() == "5"  # it stays where the reader put it
     set_ends(opened, 0, 39)
     assert "does not show both ends" in panel(opened).locator(".found.seen").text_content()
 
@@ -176,6 +181,7 @@ def test_ends_are_chosen_by_pointer_and_keyboard(opened: Opened) -> None:
     canvas.focus()
     for key in ["ArrowUp", "ArrowLeft", "ArrowDown", "ArrowRight", "ArrowRight"]:
         opened.page.keyboard.press(key)
+    assert "move the input" in panel(opened).locator(".hint").text_content()
     assert opened.page.evaluate("[page.choice.get('source'), page.choice.get('target')]") == [source + 2, target - 1]
     assert f" at {source + 2} to " in panel(opened).locator(".found.whole").text_content()
 
@@ -195,5 +201,8 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Any, page_path: Path, sche
     opened.page.locator("canvas.graph").first.scroll_into_view_if_needed()
     opened.page.locator(".found.whole", has_text="mixer").first.wait_for()
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+    opened.page.get_by_role("slider", name="First position").first.fill(str(TIME - 16))  # 16 positions have room
+    opened.page.evaluate(f"page.choice.set({{ source: {TIME - 16}, target: {TIME - 1} }})")
+    opened.page.locator(".found.seen", has_text="at the fewest").first.wait_for()
     opened.page.close()
     assert opened.complaints == []

@@ -2,207 +2,259 @@
 
 import { element, format, onFrame, onScheme, select, slider } from "page/dom";
 import { drawGraph, layout } from "page/graphdrawing";
-import * as paths from "page/paths";
+import { steps, strongestPath } from "page/paths";
+import { EVERY_HEAD, litNodes, readStack, shares } from "page/stack";
 import { mixerName } from "page/words";
 
 const WINDOW = 32; // positions in the picture
 const NARROW = { width: 420, window: 16 }; // on a phone
-const EVERY_HEAD = -1;
+const ENDS = { source: "input", target: "output" };
 
-const mixers = (count) => (count === 1 ? "1 mixer" : `${count} mixers`);
-
-/** The layers as weights of links; the largest over the heads, or one head where a layer has it. */
-async function loadLayers(page, model, text, head) {
-  const layers = [];
-  for (const mixer of page.data.models[model].mixers) {
-    const block = await page.block(mixer.blocks[text]);
-    const all = [...Array(block.heads).keys()];
-    layers.push(paths.strongestHead(block, all.includes(head) ? [head] : all));
-    await new Promise((resume) => setTimeout(resume)); // the page stays alive between layers
-  }
-  return layers;
+/** The panel of one model, as an element. */
+export function graphPanel(page, model) {
+  return new GraphPanel(page, model).element;
 }
 
-/** What is said of the search over the whole text or over the picture. */
+/** What is said of a search. */
 function sayFewest(where, count) {
   if (count === null) return `${where}, no links lead there.`;
-  return count === 0 ? `${where}, the residual alone leads there: 0 mixers.` : `${where}, ${mixers(count)} at the fewest.`;
+  if (count === 0) return `${where}, the residual alone leads there: 0 mixers.`;
+  return `${where}, ${count === 1 ? "1 mixer" : `${count} mixers`} at the fewest.`;
 }
 
-function sayStrongest(page, model, path) {
-  if (!path) return "";
-  if (!path.length) return "The strongest path in the whole text is the residual: weight 1.";
-  const product = path.reduce((total, { weight }) => total * weight, 1);
-  const hops = path.map(
-    ({ layer, source, target, weight }) =>
-      `${mixerName(page.data.models[model].mixers[layer])}, ${source} → ${target} (${format(weight)})`,
-  );
-  return `Strongest path in the whole text: ${hops.join("; ")}. Product of its weights: ${format(product)}.`;
-}
+class GraphPanel {
+  constructor(page, model) {
+    Object.assign(this, { page, model, choice: page.choice, mixers: page.data.models[model].mixers });
+    Object.assign(this, { head: EVERY_HEAD, start: 0, stack: null, asked: 0, moving: "target" });
+    this.redraw = onFrame(() => this.#draw());
+    this.#build(page.data.models[model].name);
+    this.#watch();
+  }
 
-/** The panel of one model. */
-export function graphPanel(page, model) {
-  const { choice, data } = page;
-  const { name, mixers: all } = data.models[model];
-  const state = { head: EVERY_HEAD, start: 0, layers: null, largest: null, kept: null, asked: 0, end: "target" };
-  const text = () => choice.get("text");
-  const time = () => data.texts[text()].tokens.length;
-  const inside = (position) => Math.min(position, time() - 1); // the choice may come from a longer text
-  const ends = () => ({ source: inside(choice.get("source")), target: inside(choice.get("target")) });
+  get text() {
+    return this.choice.get("text");
+  }
 
-  const canvas = element("canvas", { class: "graph", tabindex: "0", role: "application", "aria-describedby": "graph-keys" });
-  canvas.setAttribute("aria-label", `Graph of the links of ${name}`);
-  const words = ["whole", "seen", "strongest"].map((kind) => element("p", { class: `found ${kind}` }));
-  const found = element("div", { class: "sentence", role: "status" }, ...words);
-  const position = (label, key) => {
-    const input = element("input", { type: "number", min: "0", step: "1" });
-    input.addEventListener("change", () => choose(key, Number(input.value)));
-    return { input, label: element("label", { class: "control" }, element("span", { text: label }), input) };
-  };
-  const fields = { source: position("From input", "source"), target: position("to output", "target") };
-  const windowChoice = element("span", {});
+  get time() {
+    return this.page.data.texts[this.text].tokens.length;
+  }
 
-  const choose = (key, value) => {
-    const at = Math.min(time() - 1, Math.max(0, Math.round(value) || 0));
-    choice.set({ [key]: at });
-  };
-  /** Moves the window as little as it takes to show the output, and the input too where both fit. */
-  const follow = () => {
-    const { source, target } = ends();
-    const size = count();
-    const wanted = Math.abs(target - source) < size ? [source, target] : [target];
-    const start = Math.max(state.start, Math.max(...wanted) - size + 1);
-    move(Math.min(start, ...wanted));
-  };
-  const count = () => Math.min(time(), canvas.clientWidth && canvas.clientWidth < NARROW.width ? NARROW.window : WINDOW);
-  const move = (start) => {
-    state.start = Math.min(time() - count(), Math.max(0, start));
-    windowChoice.firstChild?.show(state.start);
-    redraw();
-  };
+  /** How many positions the picture shows. */
+  get count() {
+    const width = this.canvas.clientWidth;
+    return Math.min(this.time, width && width < NARROW.width ? NARROW.window : WINDOW);
+  }
 
-  /** Keeps the strong links; the weights of the picture are relative to the largest of their row. */
-  const prune = () => {
-    if (!state.layers) return;
-    const length = time();
-    const threshold = choice.get("threshold");
-    state.kept = state.layers.map((weights, at) => paths.keepStrong(weights, length, threshold, state.largest[at]));
-    search();
-  };
-  const search = () => {
-    if (!state.kept) return;
-    const { source, target } = ends();
-    const length = time();
-    words[0].textContent =
-      `From “${page.token(text(), source)}” at ${source} to “${page.token(text(), target)}” at ${target}. ` +
-      sayFewest("In the whole text", paths.steps(state.kept, length, source, target));
-    words[2].textContent = sayStrongest(page, model, paths.strongestPath(state.kept, length, source, target));
-    redraw();
-  };
+  /** The chosen input and output; the choice may come from a longer text. */
+  get ends() {
+    const [source, target] = ["source", "target"].map((key) => Math.min(this.choice.get(key), this.time - 1));
+    return { source, target };
+  }
 
-  const picture = () => {
-    const [size, length, start] = [count(), time(), state.start];
-    const layers = state.kept.map((weights) => paths.windowOf(weights, length, start, size));
-    const relative = layers.map((weights, layer) =>
-      weights.map((weight, at) => weight / state.largest[layer][start + Math.floor(at / size)] || 0),
+  #build(name) {
+    this.canvas = element("canvas", {
+      class: "graph",
+      tabindex: 0,
+      role: "application",
+      "aria-label": `Graph of the links of ${name}`,
+      "aria-describedby": "graph-keys",
+      onclick: (event) => this.#click(event),
+      onkeydown: (event) => this.#key(event),
+      onfocus: () => this.#sayMoving(),
+      onblur: () => this.hint.replaceChildren(),
+    });
+    this.hint = element("p", { class: "note hint", "aria-live": "polite" });
+    this.words = Object.fromEntries(
+      ["whole", "seen", "strongest"].map((kind) => [kind, element("p", { class: `found ${kind}` })]),
     );
-    const { source, target } = ends();
-    const [from, to] = [source - start, target - start];
-    const isSeen = [from, to].every((at) => at >= 0 && at < size);
-    let lit = null;
-    if (isSeen && paths.steps(layers, size, from, to) !== null) {
-      const [after, before] = [paths.reached(layers, size, from), paths.leading(layers, size, to)];
-      lit = after.map((nodes, level) => nodes.map((node, at) => node & before[level][at]));
-    }
-    words[1].textContent = isSeen
-      ? sayFewest("Among the links in the picture", paths.steps(layers, size, from, to))
-      : "The picture does not show both ends: move its window.";
-    const path = isSeen ? paths.strongestPath(layers, size, from, to) : null;
-    const tokens = Array.from({ length: size }, (_, at) => page.token(text(), start + at));
-    const names = all.map(({ layer, slot }) => `${slot === "mixer" ? "layer" : "ff"} ${layer + 1}`);
-    return { count: size, layers: relative, names, tokens, source: from, target: to, lit, strongest: path };
-  };
-  const draw = () => {
-    if (!state.kept || !canvas.clientWidth) return;
-    const place = layout(canvas.clientWidth, count(), all.length);
+    this.fields = Object.fromEntries(Object.keys(ENDS).map((key) => [key, this.#field(key)]));
+    this.windowChoice = element("span");
+    this.element = element(
+      "div",
+      { class: "panel graph" },
+      element("h3", { text: name }),
+      element(
+        "div",
+        { class: "controls" },
+        this.#headChoice(),
+        element("label", { class: "control" }, element("span", { text: "From input" }), this.fields.source),
+        element("label", { class: "control" }, element("span", { text: "to output" }), this.fields.target),
+        this.windowChoice,
+      ),
+      this.canvas,
+      this.hint,
+      element("div", { class: "sentence", role: "status" }, Object.values(this.words)),
+    );
+  }
+
+  #field(key) {
+    const input = element("input", { type: "number", min: 0, step: 1 });
+    input.addEventListener("change", () => this.#choose(key, Number(input.value)));
+    return input;
+  }
+
+  #headChoice() {
+    const most = Math.max(...this.mixers.map(({ heads, shown }) => shown?.length ?? heads));
+    const heads = Array.from({ length: most }, (_, value) => ({ value, label: `number ${value + 1}` }));
+    const options = [{ value: EVERY_HEAD, label: "the strongest" }, ...heads];
+    return select("Head", options, EVERY_HEAD, (head) => {
+      this.head = head;
+      this.#load();
+    });
+  }
+
+  #watch() {
+    new ResizeObserver(this.redraw).observe(this.canvas);
+    onScheme(this.redraw);
+    this.choice.watch(["text", "source", "target"], () => {
+      for (const key of Object.keys(ENDS)) {
+        this.fields[key].value = this.ends[key];
+        this.fields[key].max = this.time - 1;
+      }
+    });
+    // The layers are read when the picture is first seen.
+    const seen = new IntersectionObserver((entries) => {
+      if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+      seen.disconnect();
+      this.choice.watch(["text"], () => this.#load());
+      this.choice.watch(["threshold"], () => this.#prune());
+      this.choice.watch(["source", "target"], () => {
+        this.#follow();
+        this.#search();
+      });
+    });
+    seen.observe(this.canvas);
+  }
+
+  async #load() {
+    const request = (this.asked += 1);
+    this.stack = null;
+    this.words.whole.textContent = "Reading the layers …";
+    const stack = await readStack(this.page, this.model, this.text, this.head);
+    if (request !== this.asked) return;
+    this.stack = stack;
+    this.#follow();
+    this.#prune();
+  }
+
+  #prune() {
+    this.stack?.keep(this.choice.get("threshold"));
+    this.#search();
+  }
+
+  #search() {
+    this.redraw();
+    if (!this.stack) return;
+    const { source, target } = this.ends;
+    const name = (position) => `“${this.page.token(this.text, position)}” at ${position}`;
+    const fewest = sayFewest("In the whole text", this.stack.steps(source, target));
+    this.words.whole.textContent = `From ${name(source)} to ${name(target)}. ${fewest}`;
+    this.words.strongest.textContent = this.#sayStrongest(this.stack.strongestPath(source, target));
+  }
+
+  #sayStrongest(path) {
+    if (!path) return "";
+    if (!path.length) return "The strongest path in the whole text is the residual: weight 1.";
+    const hops = path.map(
+      ({ layer, source, target, weight }) =>
+        `${mixerName(this.mixers[layer])}, ${source} → ${target} (${format(weight)})`,
+    );
+    const product = path.reduce((total, { weight }) => total * weight, 1);
+    return `Strongest path in the whole text: ${hops.join("; ")}. Product of its weights: ${format(product)}.`;
+  }
+
+  #choose(key, value) {
+    this.choice.set({ [key]: Math.min(this.time - 1, Math.max(0, Math.round(value) || 0)) });
+  }
+
+  /** Moves the window as little as it takes to show the output, and the input too where both fit. */
+  #follow() {
+    const { source, target } = this.ends;
+    const wanted = Math.abs(target - source) < this.count ? [source, target] : [target];
+    const start = Math.max(this.start, Math.max(...wanted) - this.count + 1);
+    this.#move(Math.min(start, ...wanted));
+  }
+
+  #move(start) {
+    this.start = Math.min(this.time - this.count, Math.max(0, start));
+    this.windowChoice.firstChild?.show(this.start);
+    this.redraw();
+  }
+
+  /** The slider of the window, made anew where the text or the room is another. */
+  #offerWindow() {
+    const last = this.time - this.count;
+    if (last === this.last) return;
+    this.last = last;
+    this.start = Math.min(this.start, last);
+    const range = { min: 0, max: last, step: 1, value: this.start };
+    this.windowChoice.replaceChildren(
+      ...(last ? [slider("First position in the picture", range, (start) => this.#move(start))] : []),
+    );
+  }
+
+  #draw() {
+    if (!this.stack || !this.canvas.clientWidth) return;
+    this.#offerWindow();
+    const place = layout(this.canvas.clientWidth, this.count, this.mixers.length);
     const density = window.devicePixelRatio || 1;
-    canvas.width = Math.round(place.width * density);
-    canvas.height = Math.round(place.height * density);
-    canvas.style.height = `${place.height}px`;
-    const context = canvas.getContext("2d");
+    this.canvas.width = Math.round(place.width * density);
+    this.canvas.height = Math.round(place.height * density);
+    this.canvas.style.height = `${place.height}px`;
+    const context = this.canvas.getContext("2d");
     context.scale(density, density);
-    drawGraph(context, place, picture());
-    state.place = place;
-  };
-  const redraw = onFrame(draw);
+    drawGraph(context, place, this.#picture());
+    this.place = place;
+  }
 
-  const load = async () => {
-    const request = (state.asked += 1);
-    words[0].textContent = "Reading the layers …";
-    const layers = await loadLayers(page, model, text(), state.head);
-    if (request !== state.asked) return;
-    state.layers = layers;
-    state.largest = layers.map((weights) => paths.rowLargest(weights, time()));
-    prune();
-  };
-
-  canvas.addEventListener("click", (event) => {
-    if (!state.place) return;
-    const box = canvas.getBoundingClientRect();
-    const key = state.place.isUpper(event.clientY - box.top) ? "target" : "source";
-    state.end = key;
-    choose(key, state.start + state.place.position(event.clientX - box.left));
-  });
-  canvas.addEventListener("keydown", (event) => {
-    const at = ends()[state.end];
-    const actions = {
-      ArrowLeft: () => choose(state.end, at - 1),
-      ArrowRight: () => choose(state.end, at + 1),
-      Home: () => choose(state.end, 0),
-      End: () => choose(state.end, time() - 1),
-      ArrowUp: () => (state.end = "target"),
-      ArrowDown: () => (state.end = "source"),
+  #picture() {
+    const seen = this.stack.window(this.start, this.count);
+    const [source, target] = [this.ends.source - this.start, this.ends.target - this.start];
+    const isSeen = [source, target].every((at) => at >= 0 && at < seen.count);
+    this.words.seen.textContent = isSeen
+      ? sayFewest("Among the links in the picture", steps(seen.layers, seen.count, source, target))
+      : "The picture does not show both ends: move its window.";
+    return {
+      count: seen.count,
+      layers: shares(seen),
+      names: this.mixers.map(({ layer, slot }) => `${slot === "mixer" ? "layer" : "ff"} ${layer + 1}`),
+      tokens: Array.from({ length: seen.count }, (_, at) => this.page.token(this.text, this.start + at)),
+      source,
+      target,
+      lit: isSeen ? litNodes(seen, source, target) : null,
+      strongest: isSeen ? strongestPath(seen.layers, seen.count, source, target) : null,
     };
-    if (!Object.hasOwn(actions, event.key)) return;
+  }
+
+  #click(event) {
+    if (!this.place) return;
+    const box = this.canvas.getBoundingClientRect();
+    this.moving = this.place.isUpper(event.clientY - box.top) ? "target" : "source";
+    this.#sayMoving();
+    this.#choose(this.moving, this.start + this.place.position(event.clientX - box.left));
+  }
+
+  #key(event) {
+    const at = this.ends[this.moving];
+    const actions = {
+      ArrowLeft: () => this.#choose(this.moving, at - 1),
+      ArrowRight: () => this.#choose(this.moving, at + 1),
+      Home: () => this.#choose(this.moving, 0),
+      End: () => this.#choose(this.moving, this.time - 1),
+      ArrowUp: () => this.#take("target"),
+      ArrowDown: () => this.#take("source"),
+    };
+    if (!Object.hasOwn(actions, event.key) || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     actions[event.key]();
-  });
-  new ResizeObserver(redraw).observe(canvas);
-  onScheme(redraw);
+  }
 
-  const most = Math.max(...all.map(({ heads, shown }) => shown?.length ?? heads));
-  const heads = Array.from({ length: most }, (_, value) => ({ value, label: `number ${value + 1}` }));
-  const headChoice = select("Head", [{ value: EVERY_HEAD, label: "the strongest" }, ...heads], EVERY_HEAD, (head) => {
-    state.head = head;
-    load();
-  });
-  const opened = new IntersectionObserver((entries) => {
-    if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
-    opened.disconnect();
-    choice.watch(["text"], load);
-    choice.watch(["threshold"], prune);
-    choice.watch(["source", "target"], () => {
-      follow();
-      search();
-    });
-  });
-  opened.observe(canvas);
-  choice.watch(["source", "target", "text"], () => {
-    for (const [key, { input }] of Object.entries(fields)) {
-      input.value = String(ends()[key]);
-      input.max = String(time() - 1);
-    }
-  });
-  choice.watch(["text"], () => {
-    const last = Math.max(0, time() - WINDOW);
-    state.kept = null;
-    state.start = Math.min(state.start, last);
-    const range = { min: 0, max: last, step: 1, value: state.start };
-    windowChoice.replaceChildren(...(last ? [slider("First position in the picture", range, move)] : []));
-  });
+  #take(end) {
+    this.moving = end;
+    this.#sayMoving();
+  }
 
-  const controls = element(
-    "div", { class: "controls" }, headChoice, fields.source.label, fields.target.label, windowChoice,
-  );
-  return element("div", { class: "panel graph" }, element("h3", {}, name), controls, canvas, found);
+  #sayMoving() {
+    this.hint.textContent = `The arrow keys left and right move the ${ENDS[this.moving]}.`;
+  }
 }
