@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -236,3 +237,75 @@ def test_long_sequences_of_attention_have_exact_links(page: Any) -> None:
         mixer = mixer_of(page, layer)
         counted = call(page, "prices", "m.layerPrices(a[0], a[1], [1000, 5000])", layer, WIDTH)
         assert [price["product"] for price in counted] == [mixer.cost(1, n).product_flops for n in (1000, 5000)]
+
+
+@pytest.mark.parametrize("growth", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_layers_needed_are_the_least_whose_lags_add_up(page: Any, dilation: int, growth: int) -> None:
+    for kernel, again, length in ((2, 0, 30), (3, 2, 41), (4, 3, 64), (3, 0, 100)):
+        reached, span, layers = {0}, 0, 0
+        while span < length - 1:
+            step = dilation * growth ** (layers % again if again else layers)
+            reached = {lag + tap * step for lag in reached for tap in range(kernel)}
+            span, layers = max(reached), layers + 1
+        count = layers
+        while length - 1 not in reached and layers < count + 9:
+            step = dilation * growth ** (layers % again if again else layers)
+            reached = {lag + tap * step for lag in reached for tap in range(kernel)}
+            layers += 1
+        needed = page.evaluate(
+            """async ([settings, length]) => {
+              const { layersNeeded, withDefaults } = await import("page/rules");
+              return layersNeeded(withDefaults(settings), 64, length);
+            }""",
+            [{"kernel": kernel, "dilation": dilation, "growth": growth, "again": again}, length],
+        )
+        assert needed["count"] == count
+        assert needed["lands"] in (layers if layers <= count + 8 else False, None)
+        if count < 10 and len(reached) < 1000:
+            assert needed["lands"] is not None
+
+
+EXTREMES = {
+    "layers": (1, 2, 5, 64), "kernel": (1, 2, 7, 512), "stride": (1, 3, 8), "window": (1, 3, 8192),
+    "dilation": (1, 2, 8192), "growth": (1, 2, 8), "again": (0, 3), "context": (16, 65536), "block": (1, 4, 128),
+    "globals": (0, 1, 256), "randoms": (0, 2, 16), "heads": (1, 7, 64), "shared": (1, 3), "taps": (2, 65536),
+    "states": (1, 256), "list": ("", "3, 1", "x"), "causal": (True, False),
+}  # fmt: skip
+
+
+def test_what_is_counted_agrees_with_the_formula_whatever_is_set(page: Any) -> None:
+    """Where the whole field is drawn, the span of the drawn links is the formula's; nothing else goes wrong either."""
+    draw, agreed = random.Random(0), 0
+    kinds = page.evaluate(
+        "async () => Object.entries((await import('page/rules')).KINDS).map(([kind, { mixers }]) => [kind, mixers])"
+    )
+    for _ in range(200):
+        kind, mixers = draw.choice(kinds)
+        settings = {key: draw.choice(values) for key, values in EXTREMES.items()}
+        settings |= {"kind": kind, "mixer": draw.choice(mixers)}
+        found = page.evaluate(
+            """async ([settings, width, length]) => {
+              const names = ["page/rules", "page/reach", "page/formulas", "page/schemecosts"];
+              const [rules, reach, formulas, costs] = await Promise.all(names.map((name) => import(name)));
+              const given = rules.withDefaults(settings), stack = rules.stackOf(given, width);
+              const matrices = reach.stackLinks(stack.layers, length);
+              const outputs = matrices.at(-1).targets, target = rules.isCausal(given) ? outputs - 1 : outputs >> 1;
+              const count = reach.counted(reach.cone(matrices, target, stack.residual)[0]);
+              rules.layersNeeded(given, width, length);
+              costs.values("forward", given, width, [16, length]);
+              return {
+                span: count.span, seen: count.seen, field: formulas.fieldFormula(given, stack.layers).value,
+                whole: reach.holdsField(stack, length, target),
+                lags: reach.lagSetWork(stack) > reach.AT_ONCE ? null : reach.stackSeen(stack),
+              };
+            }""",
+            [settings, draw.choice((24, 64)), 96],
+        )
+        if found["whole"] and (kind != "sparse" or settings["block"] == 1):
+            assert found["span"] == found["field"], settings
+            assert found["seen"] == found["lags"], settings
+            agreed += 1
+        elif found["whole"]:
+            assert found["span"] <= found["field"], settings
+    assert agreed > 20
