@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 
 from seqmix.data import byte_tokenizer
 from seqmix.errors import InputError
+from seqmix.inspection.field_widths import Widths, widths
 from seqmix.inspection.gradients import embed, probe_of, sizes_at, streams
-from seqmix.inspection.receptive_field import (
-    Widths,
-    measured_lags,
-    measured_receptive_field,
-    mixer_lags,
-    receptive_fields,
-    widths,
-)
+from seqmix.inspection.receptive_field import measured_lags, measured_receptive_field, mixer_lags, receptive_fields
 from seqmix.inspection.subject import Subject
 from seqmix.mixer import Mixer, SharingMixer
 from seqmix.mixers import create_mixer, list_mixers, mixer_class

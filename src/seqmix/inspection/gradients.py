@@ -115,3 +115,8 @@ def sizes_at(
             (gradient,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True)
             squares[number : number + len(group)] += gradient.double().square().sum(dim=2)
     return (squares / directions).sqrt()
+
+
+def span_seen(seen: Tensor, target: int) -> int:
+    """The positions from the first one seen to the target, bool (T,)."""
+    return target - int(seen.int().argmax()) + 1 if bool(seen.any()) else 0

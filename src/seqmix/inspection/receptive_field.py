@@ -4,12 +4,12 @@ The receptive field is the span of the inputs that an output depends on at all. 
 the norm of its gradient really lies: it is measured as the gradient of a random combination of one output's channels
 with respect to every input, averaged over outputs (Luo et al. 2016, arXiv 1701.04128, section 3.1).
 
-Shapes: H heads, N targets, T time, S source.
+Shapes: N targets, T time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from seqmix.errors import InputError
-from seqmix.inspection.gradients import embed, normal, output_of, probe_of, seen_from, sizes_at, streams
+from seqmix.inspection.field_widths import Widths, by_distance, widths
+from seqmix.inspection.gradients import embed, normal, output_of, probe_of, seen_from, sizes_at, span_seen, streams
+from seqmix.inspection.head_fields import HeadField, head_fields
 from seqmix.inspection.layers import Place, Slot, mixer_places
 from seqmix.inspection.subject import Subject
 from seqmix.mixer import Mixer
@@ -37,26 +39,6 @@ SEARCHED = 1024
 """The farthest distance where paths must be searched among links that leave gaps."""
 NARROW = 64
 """Below this width all channels of an activation may be off at once, so that a second, random text is read too."""
-
-
-@dataclass(frozen=True)
-class Widths:
-    """The fewest positions, counted back from the output, that hold half, 90 % and 99 % of a curve; 0 if it is zero."""
-
-    half: int
-    ninety: int
-    ninety_nine: int
-
-
-@dataclass(frozen=True)
-class HeadField:
-    """formula: the head's span (`Mixer.head_spans`), None without a bound. measured: from its matrix on the text, and
-    how far back its values look. widths: of |M| over the distance, rows that sum to 1.
-    """
-
-    formula: int | None
-    measured: int
-    widths: Widths
 
 
 @dataclass(frozen=True)
@@ -190,12 +172,12 @@ def receptive_fields(
             slot=place.slot,
             name=place.name,
             formula=place.mixer.receptive_field,
-            measured=_span_alone(place),
+            measured=(alone := _span_alone(place)),
             stack_formula=receptive_field([below.mixer for below in places[: number + 1]]),
             stack_measured=spans[number],
             curve=curve.tolist(),
             widths=widths(curve),
-            heads=head_fields(place, chosen),
+            heads=head_fields(place, chosen, alone),
         )
         for number, (place, curve) in enumerate(zip(places, curves, strict=True))
     ]
@@ -212,36 +194,6 @@ def receptive_fields(
         layers=layers,
         untrained=_untrained(model, input_ids, chosen) if is_trained else None,
     )
-
-
-def widths(curve: Tensor) -> Widths:
-    """The widths of a curve (T,) of shares by distance."""
-    return _all_widths(curve[None])[0]
-
-
-def head_fields(place: Place, targets: Sequence[int]) -> list[HeadField]:
-    """The spans and widths of every head of a mixer on what it reads, from its matrices.
-
-    Args:
-        place: of a model in float64, so that what a long decay leaves is not lost.
-        targets: the rows that the widths are the mean of.
-    """
-    mixer = place.mixer
-    if mixer.traits.matrix == "jacobian":
-        leaf = place.x.detach().repeat(len(targets), 1, 1).requires_grad_()
-        with torch.enable_grad():
-            sizes = sizes_at(output_of(place, leaf), leaf, targets, 1, torch.Generator().manual_seed(0))
-        shape = widths(_by_distance(sizes[None], targets)[0])
-        return [HeadField(mixer.receptive_field, _span_alone(place), shape)]
-    with torch.no_grad():
-        matrices = [part.matrix[0] for part in place.mixing()]
-    spans: list[int] = []
-    shapes: list[Widths] = []
-    for matrix, reach in zip(matrices, _reaches(place), strict=True):
-        spans += [min(span + reach - 1, matrix.shape[2]) for span in _spans_of_links(matrix != 0)]
-        shapes += _all_widths(_by_distance(matrix[:, list(targets)].abs(), targets))
-    formulas = [mixer.receptive_field] * len(spans) if mixer.head_spans is None else mixer.head_spans
-    return [HeadField(*fields) for fields in zip(formulas, spans, shapes, strict=True)]
 
 
 def _time_to_read(model: SeqmixForCausalLM) -> int:
@@ -271,7 +223,7 @@ def _stack_curves(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence
         is_last = number == len(found) - 1
         here = targets if is_last or waits else targets[::-3][::-1]
         sizes = sizes_at(output, leaf, here, directions if is_last else 1, generator)
-        curves.append(_by_distance(sizes[None], here)[0])
+        curves.append(by_distance(sizes[None], here)[0])
     return curves
 
 
@@ -282,7 +234,7 @@ def _untrained(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence[in
         fresh = type(model)(cast(SeqmixConfig, model.config)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     leaf = embed(fresh, input_ids)
-    curve = _by_distance(sizes_at(streams(fresh, leaf)[-1], leaf, targets, 1, generator)[None], targets)[0]
+    curve = by_distance(sizes_at(streams(fresh, leaf)[-1], leaf, targets, 1, generator)[None], targets)[0]
     return Curve(curve.tolist(), widths(curve))
 
 
@@ -293,12 +245,12 @@ def _stack_spans(probe: SeqmixForCausalLM, input_ids: Tensor) -> list[int]:
     other = torch.randint(probe.config.vocab_size, (1, time), generator=generator).to(input_ids)
     leaf = embed(probe, torch.cat([input_ids, other]) if probe.config.hidden_size < NARROW else input_ids)
     outputs = streams(probe, leaf)
-    last = _span(seen_from(outputs[-1], leaf, time - 1, generator), time - 1)
+    last = span_seen(seen_from(outputs[-1], leaf, time - 1, generator), time - 1)
     spans: list[int] = []
     for output in outputs[:-1]:
         # The residual hands on whatever a layer has seen, so that those above see as much at least.
         is_known = bool(spans) and spans[-1] == last
-        spans.append(last if is_known else _span(seen_from(output, leaf, time - 1, generator), time - 1))
+        spans.append(last if is_known else span_seen(seen_from(output, leaf, time - 1, generator), time - 1))
     return [*spans, last]
 
 
@@ -310,57 +262,7 @@ def _span_alone(place: Place) -> int:
     leaf = leaf.detach().requires_grad_()
     with torch.enable_grad():
         output = output_of(place, leaf)
-    return _span(seen_from(output, leaf, leaf.shape[1] - 1, generator), leaf.shape[1] - 1)
-
-
-def _span(seen: Tensor, target: int) -> int:
-    """The positions from the first one seen to the target, bool (T,)."""
-    return target - int(seen.int().argmax()) + 1 if bool(seen.any()) else 0
-
-
-def _reaches(place: Place) -> list[int]:
-    """For each matrix how many positions back, their own included, its values depend on what the mixer reads."""
-    time = min(place.x.shape[1], place.mixer.traits.reach + BEYOND)
-    leaf = place.x[:, :time].detach().requires_grad_()
-    shared = None if place.shared is None else place.shared[:, :time]
-    with torch.enable_grad():
-        parts = Place(place.layer, place.slot, place.name, place.mixer, leaf, shared).mixing()
-    found = []
-    for part in parts:
-        assert part.values is not None
-        generator = torch.Generator().manual_seed(0)
-        seen = seen_from(part.values.transpose(1, 2).flatten(2), leaf, time - 1, generator)
-        found.append(max(1, _span(seen, time - 1)))
-    return found
-
-
-def _spans_of_links(links: Tensor) -> list[int]:
-    """For each head of bool (H, T, S) the positions from the earliest source to its target, the most of any target."""
-    first = torch.where(links.any(dim=2), links.view(torch.uint8).argmax(dim=2), links.shape[2])
-    spans = torch.arange(1, links.shape[1] + 1) - first
-    return spans.clamp(min=1).amax(dim=1).tolist()
-
-
-def _by_distance(sizes: Tensor, targets: Iterable[int]) -> Tensor:
-    """(H, T): the shares of sizes (H, N, S) by distance back from their targets (N,), the mean over targets."""
-    time = sizes.shape[2]
-    sources = torch.tensor(list(targets))[:, None] - torch.arange(time)
-    back = sizes.gather(2, sources.clamp(min=0).expand(len(sizes), -1, -1)) * (sources >= 0)
-    shares = back / back.sum(dim=2, keepdim=True).clamp(min=torch.finfo(sizes.dtype).tiny)
-    mean = shares.mean(dim=1)
-    return mean / mean.sum(dim=1, keepdim=True).clamp(min=torch.finfo(sizes.dtype).tiny)
-
-
-def _all_widths(curves: Tensor) -> list[Widths]:
-    """The widths of each of the curves (H, T)."""
-    held = curves.double().cumsum(dim=1)
-    # A sum of T terms is off by as many roundings of its last digit.
-    slack = curves.shape[1] * torch.finfo(torch.float64).eps
-    found = [
-        torch.where(held[:, -1] > 0, (held < (share - slack) * held[:, -1:]).sum(dim=1) + 1, 0).tolist()
-        for share in (0.5, 0.9, 0.99)
-    ]
-    return [Widths(*row) for row in zip(*found, strict=True)]
+    return span_seen(seen_from(output, leaf, leaf.shape[1] - 1, generator), leaf.shape[1] - 1)
 
 
 def _steps(model: SeqmixForCausalLM) -> Steps:
