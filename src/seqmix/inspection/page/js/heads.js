@@ -17,26 +17,25 @@ function drawSmall(canvas, { values, time, source }, root) {
  * A grid of buttons, one a head.
  * @param {object} block the matrices of the layer
  * @param {{names: string[], chosen: number, normalised: boolean, root: boolean, onChoose: (head: number) => void}} how
+ * @returns {{element: HTMLElement, choose: (head: number) => void}}
  */
 export function headGrid(block, { names, chosen, normalised, root, onChoose }) {
-  const grid = element("div", { class: "heads", role: "group", "aria-label": "Heads of the layer" });
-  const buttons = names.map((name, head) => {
-    const canvas = element("canvas", { width: String(SIDE), height: String(SIDE), "aria-hidden": "true" });
-    const button = element("button", { type: "button", "aria-pressed": String(head === chosen) }, canvas, name);
-    button.addEventListener("click", () => onChoose(head));
-    grid.append(button);
-    return button;
-  });
-  const draw = (head) => {
-    drawSmall(buttons[head].querySelector("canvas"), weightsOf(block, head, normalised), root);
-  };
+  const buttons = names.map((name, head) =>
+    element(
+      "button",
+      { type: "button", onclick: () => onChoose(head) },
+      element("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" }),
+      name,
+    ),
+  );
   const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries.filter(({ isIntersecting }) => isIntersecting)) {
-      watcher.unobserve(entry.target);
-      draw(buttons.indexOf(entry.target));
+    for (const { target } of entries.filter(({ isIntersecting }) => isIntersecting)) {
+      watcher.unobserve(target);
+      drawSmall(target.querySelector("canvas"), weightsOf(block, buttons.indexOf(target), normalised), root);
     }
   });
   buttons.forEach((button) => watcher.observe(button));
-  grid.choose = (head) => buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(at === head)));
-  return grid;
+  const choose = (head) => buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(at === head)));
+  choose(chosen);
+  return { element: element("div", { class: "heads", role: "group", "aria-label": "Heads of the layer" }, buttons), choose };
 }

@@ -1,7 +1,7 @@
 // The section of the mixing matrix: one heat map a model, linked by their cell, with what is known of the matrix.
 
 import { choices, element, select } from "page/dom";
-import { matrixPanel } from "page/matrixpanel";
+import { MatrixPanel } from "page/matrixpanel";
 
 export const id = "matrix";
 export const title = "Mixing matrix";
@@ -35,7 +35,7 @@ export function mount(root, page) {
   const others = (model) => made.filter((_, at) => at !== model);
   data.models.forEach((_, model) => {
     made.push(
-      matrixPanel(page, model, {
+      new MatrixPanel(page, model, {
         onCell: (cell) => others(model).forEach((panel) => panel.point(cell)),
         onView: (view) => others(model).forEach((panel) => panel.look(view)),
       }),

@@ -9,113 +9,159 @@ import { structureTable } from "page/structure";
 import { weightsOf, withError } from "page/weights";
 import { cellName, headNames, leftOut, mixerName, nature } from "page/words";
 
-/**
- * The panel of one model.
- * @param {{onCell: Function, onView: Function}} linked told what the reader looks at, for the panels beside this one
- * @returns {{element: HTMLElement, point: Function, look: Function}}
- */
-export function matrixPanel(page, model, linked) {
-  const { choice, data } = page;
-  const { name, mixers } = data.models[model];
-  const keys = { mixer: `mixer${model}`, head: `head${model}` };
-  const mixer = () => mixers[choice.get(keys.mixer)];
-  const head = () => choice.get(keys.head);
-  const text = () => choice.get("text");
+const ASK = "Point at a cell, or move to one with the arrow keys.";
 
-  const readout = element("p", { class: "readout", "aria-live": "polite" });
-  const kind = element("p", { class: "note" });
-  const sentence = element("p", { class: "sentence" });
-  const scale = element("div", {});
-  const numbers = element("div", {});
-  const headChoice = element("span", {});
-  const small = element("details", {}, element("summary", {}, "All heads of this layer"));
-  let weights = null;
+export class MatrixPanel {
+  /** @param {{onCell: Function, onView: Function}} linked told what the reader looks at, for the panels beside this one */
+  constructor(page, model, linked) {
+    this.page = page;
+    this.choice = page.choice;
+    this.mixers = page.data.models[model].mixers;
+    this.keys = { mixer: `mixer${model}`, head: `head${model}` };
+    this.weights = null;
+    this.asked = 0;
+    const { name } = page.data.models[model];
+    this.map = new HeatMap(`Mixing matrix of ${name}`, {
+      onCell: (cell) => {
+        this.#say(cell);
+        linked.onCell(cell);
+      },
+      onPick: (cell) => this.choice.set(cell),
+      onView: linked.onView,
+    });
+    this.map.canvas.setAttribute("aria-describedby", "matrix-keys");
+    this.#build(name, movesView(page, model));
+    this.#watch();
+  }
 
-  const say = (cell) => {
-    if (!weights || !cell) {
-      readout.textContent = "Point at a cell, or move to one with the arrow keys.";
+  /** Moves the cursor to the cell that the panel beside this one has under its own. */
+  point(cell) {
+    this.map.point(cell);
+    this.#say(cell);
+  }
+
+  /** Shows the same part as the panel beside this one. */
+  look(view) {
+    this.map.look(view);
+  }
+
+  get text() {
+    return this.choice.get("text");
+  }
+
+  get mixer() {
+    return this.mixers[this.choice.get(this.keys.mixer)];
+  }
+
+  get head() {
+    return this.choice.get(this.keys.head);
+  }
+
+  #build(name, moves) {
+    const layers = this.mixers.map((mixer, value) => ({ value, label: mixerName(mixer) }));
+    this.layerChoice = select("Layer", layers, this.choice.get(this.keys.mixer), (at) => {
+      const last = headNames(this.mixers[at]).length - 1;
+      this.choice.set({ [this.keys.mixer]: at, [this.keys.head]: Math.min(this.head, last) });
+    });
+    this.headChoice = element("span");
+    this.kind = element("p", { class: "note" });
+    this.readout = element("p", { class: "readout", "aria-live": "polite" });
+    this.legend = element("div");
+    this.sentence = element("p", { class: "sentence" });
+    this.numbers = element("div");
+    this.small = element(
+      "details",
+      { ontoggle: async () => this.#drawHeads(await this.#block()) },
+      element("summary", { text: "All heads of this layer" }),
+    );
+    this.element = element(
+      "div",
+      { class: "panel matrix" },
+      element("h3", { text: name }),
+      element("div", { class: "controls" }, this.layerChoice, this.headChoice, zoomButtons(this.map)),
+      this.kind,
+      element(
+        "div",
+        { class: "beside" },
+        element("div", {}, this.map.canvas, this.readout, this.legend),
+        element("div", {}, this.sentence, this.numbers, this.small),
+      ),
+      moves,
+    );
+  }
+
+  #watch() {
+    const { mixer, head } = this.keys;
+    const draw = () => this.#draw();
+    this.choice.watch([mixer], () => {
+      const names = headNames(this.mixer).map((label, value) => ({ value, label }));
+      this.headChoice.replaceChildren(select("Head", names, this.head, (at) => this.choice.set({ [head]: at })));
+    });
+    this.choice.watch([mixer, head, "text"], () => this.#tell());
+    this.choice.watch([mixer, head, "text", "normalised", "root"], draw);
+    this.choice.watch(["target", "source"], () => this.#mark());
+    onScheme(() => {
+      this.grid = null;
+      draw();
+    });
+  }
+
+  #block() {
+    return this.page.block(this.mixer.blocks[this.text]);
+  }
+
+  /** What is known of the matrix, in words and numbers. */
+  #tell() {
+    this.layerChoice.show(this.choice.get(this.keys.mixer));
+    this.headChoice.firstChild.show(this.head);
+    this.kind.textContent = nature(this.mixer) + leftOut(this.mixer);
+    this.sentence.textContent = this.mixer.sentences[this.text][this.head];
+    this.numbers.replaceChildren(structureTable(this.mixer.structure[this.text][this.head]));
+  }
+
+  async #draw() {
+    const request = (this.asked += 1);
+    const block = await this.#block();
+    if (request !== this.asked) return;
+    this.weights = weightsOf(block, this.head, this.choice.get("normalised"));
+    const scale = scaleOf(this.weights.values, this.choice.get("root"));
+    const label = (position) => this.page.token(this.text, position);
+    this.map.show({ ...this.weights, scale, rowLabel: label, columnLabel: label });
+    this.#mark();
+    this.legend.replaceChildren(legend(scale, format));
+    this.#say(this.map.cell);
+    this.#drawHeads(block);
+  }
+
+  #mark() {
+    this.map.mark({ target: this.choice.get("target"), source: this.choice.get("source") });
+  }
+
+  #say(cell) {
+    if (!this.weights || !cell) {
+      this.readout.textContent = ASK;
       return;
     }
-    const value = weights.values[cell.target * weights.source + cell.source];
-    readout.textContent =
-      `${cellName(page, text(), cell)}: ${withError(value, weights.error(cell.target, cell.source))}`;
-  };
-  const map = new HeatMap(`Mixing matrix of ${name}`, {
-    onCell: (cell) => {
-      say(cell);
-      linked.onCell(cell);
-    },
-    onPick: (cell) => choice.set(cell),
-    onView: linked.onView,
-  });
-  map.canvas.setAttribute("aria-describedby", "matrix-keys");
-  const moves = movesView(page, model);
-  const layers = mixers.map((one, value) => ({ value, label: mixerName(one) }));
-  const layerChoice = select("Layer", layers, choice.get(keys.mixer), (at) => {
-    const last = headNames(mixers[at]).length - 1;
-    choice.set({ [keys.mixer]: at, [keys.head]: Math.min(head(), last) });
-  });
+    const { values, source, error } = this.weights;
+    const value = withError(values[cell.target * source + cell.source], error(cell.target, cell.source));
+    this.readout.textContent = `${cellName(this.page, this.text, cell)}: ${value}`;
+  }
 
-  let asked = 0;
-  const draw = async () => {
-    const request = (asked += 1);
-    const block = await page.block(mixer().blocks[text()]);
-    if (request !== asked) return;
-    weights = weightsOf(block, head(), choice.get("normalised"));
-    const colours = scaleOf(weights.values, choice.get("root"));
-    const label = (position) => page.token(text(), position);
-    map.show({ ...weights, scale: colours, rowLabel: label, columnLabel: label });
-    map.mark({ target: choice.get("target"), source: choice.get("source") });
-    scale.replaceChildren(legend(colours, format));
-    say(map.cell);
-    drawGrid(block);
-  };
-  const drawGrid = (block) => {
-    small.querySelector(".heads")?.remove();
-    small.hidden = headNames(mixer()).length < 2;
-    if (!small.open || small.hidden) return;
-    small.append(headGrid(block, {
-      names: headNames(mixer()),
-      chosen: head(),
-      normalised: choice.get("normalised"),
-      root: choice.get("root"),
-      onChoose: (at) => choice.set({ [keys.head]: at }),
-    }));
-  };
-  small.addEventListener("toggle", async () => drawGrid(await page.block(mixer().blocks[text()])));
-
-  choice.watch([keys.mixer], () => {
-    const names = headNames(mixer()).map((label, value) => ({ value, label }));
-    headChoice.replaceChildren(select("Head", names, head(), (at) => choice.set({ [keys.head]: at })));
-  });
-  choice.watch([keys.mixer, keys.head, "text"], () => {
-    layerChoice.show(choice.get(keys.mixer));
-    headChoice.firstChild.show(head());
-    kind.textContent = nature(mixer()) + leftOut(mixer());
-    sentence.textContent = mixer().sentences[text()][head()];
-    numbers.replaceChildren(structureTable(mixer().structure[text()][head()]));
-  });
-  choice.watch([keys.mixer, keys.head, "text", "normalised", "root"], draw);
-  onScheme(draw);
-  choice.watch(["target", "source"], () => map.mark({ target: choice.get("target"), source: choice.get("source") }));
-
-  const panel = element(
-    "div",
-    { class: "panel matrix" },
-    element("h3", {}, name),
-    element("div", { class: "controls" }, layerChoice, headChoice, zoomButtons(map)),
-    kind,
-    element(
-      "div",
-      { class: "beside" },
-      element("div", {}, map.canvas, readout, scale),
-      element("div", {}, sentence, numbers, small),
-    ),
-    moves,
-  );
-  const point = (cell) => {
-    map.point(cell);
-    say(cell);
-  };
-  return { element: panel, point, look: (view) => map.look(view) };
+  /** The small pictures, while they are open; they are made anew only where they show something else. */
+  #drawHeads(block) {
+    const names = headNames(this.mixer);
+    const [normalised, root] = [this.choice.get("normalised"), this.choice.get("root")];
+    this.small.hidden = names.length < 2;
+    if (!this.small.open || this.small.hidden) return;
+    const shown = [block, normalised, root];
+    if (this.grid && shown.every((part, at) => part === this.grid.shown[at])) {
+      this.grid.choose(this.head);
+      return;
+    }
+    const onChoose = (at) => this.choice.set({ [this.keys.head]: at });
+    this.small.querySelector(".heads")?.remove();
+    this.grid = headGrid(block, { names, chosen: this.head, normalised, root, onChoose });
+    this.grid.shown = shown;
+    this.small.append(this.grid.element);
+  }
 }
