@@ -202,6 +202,15 @@ class Mixer(nn.Module, ABC):
         return None if self.receptive_field is None else range(self.receptive_field)
 
     @property
+    def period(self) -> int:
+        """After how many positions outputs see the same again: the block of links that are made of blocks, else 1."""
+        return 1
+
+    def lags_at(self, position: int) -> Sequence[int] | None:
+        """The lags of the outputs at `position`, counted from where a period begins; see `lags`."""
+        return self.lags
+
+    @property
     def sees_everything(self) -> bool:
         """Whether every output is linked to every earlier position, which is more than having no bound on the span."""
         return self.receptive_field is None

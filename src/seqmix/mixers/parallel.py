@@ -13,6 +13,7 @@ Shapes: B batch, T time, D model width, U widths of all parts together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -170,9 +171,19 @@ class Parallel(Mixer):
 
     @property
     def lags(self) -> list[int] | None:
+        return self._joined([mixer.lags for mixer in self._parts()])
+
+    @property
+    def period(self) -> int:
+        return math.lcm(*(mixer.period for mixer in self._parts()))
+
+    def lags_at(self, position: int) -> list[int] | None:
+        return self._joined([mixer.lags_at(position) for mixer in self._parts()])
+
+    def _joined(self, parts: Sequence[Sequence[int] | None]) -> list[int] | None:
+        """The lags of any part."""
         found: set[int] = set()
-        for mixer in self._parts():
-            lags = mixer.lags
+        for mixer, lags in zip(self._parts(), parts, strict=True):
             if lags is None:
                 return None
             found.update(lags if mixer.traits.causal else _lags_around(mixer, len(lags)))

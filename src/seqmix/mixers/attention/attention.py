@@ -103,6 +103,13 @@ class Attention(Mixer):
         return None if self.pattern is None else self.pattern.lags(causal=self.config.causal)
 
     @property
+    def period(self) -> int:
+        return 1 if self.pattern is None else self.pattern.period
+
+    def lags_at(self, position: int) -> Sequence[int] | None:
+        return None if self.pattern is None else self.pattern.lags(causal=self.config.causal, position=position)
+
+    @property
     def positions_seen(self) -> int | None:
         return None if self.pattern is None else self.pattern.positions_seen(causal=self.config.causal)
 

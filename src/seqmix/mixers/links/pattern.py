@@ -72,14 +72,18 @@ class Pattern:
         """The first positions of a document that causal attention must keep for good."""
         return max(part.kept for part in self.parts)
 
+    @property
+    def period(self) -> int:
+        """After how many positions targets, far from the beginning, see the same again."""
+        return lcm(*(part.block for part in self.parts if isinstance(part, Window)))
+
     def seen(self, *, causal: bool) -> tuple[Tensor, Tensor] | None:
         """Targets (T,) of every kind, far from both ends, and what they see, bool (T, S); None for no bound."""
         lookbacks = [part.lookback for part in self.parts]
         if None in lookbacks:
             return None
         span = max(lookback for lookback in lookbacks if lookback is not None)
-        kinds = lcm(*(part.block for part in self.parts if isinstance(part, Window)))
-        targets = torch.arange(kinds, device="cpu") + -(-span // kinds) * kinds
+        targets = torch.arange(self.period, device="cpu") + -(-span // self.period) * self.period
         sources = torch.arange(int(targets[-1]) + (1 if causal else span + 1), device="cpu")
         return targets, self.allows(targets[:, None], sources, causal=causal)
 
@@ -91,12 +95,16 @@ class Pattern:
         seen = found[1].int()
         return int((seen.shape[1] - seen.flip(1).argmax(1) - seen.argmax(1)).max())
 
-    def lags(self, *, causal: bool) -> Sequence[int] | None:
-        """How far back the positions that targets see stand, negative for ahead; None for no bound."""
+    def lags(self, *, causal: bool, position: int | None = None) -> Sequence[int] | None:
+        """How far back the positions that targets see stand, negative for ahead; None for no bound.
+
+        Args:
+            position: of one kind of target, counted from where a period begins; None for all kinds.
+        """
         found = self.seen(causal=causal)
         if found is None:
             return None
-        targets, seen = found
+        targets, seen = found if position is None else (part[[position % self.period]] for part in found)
         back = targets[:, None] - torch.arange(seen.shape[1], device="cpu")
         return back[seen].unique().tolist()
 
