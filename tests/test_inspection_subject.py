@@ -121,6 +121,13 @@ class TestSubjects:
         assert [text.tokens for text in other.texts] == [text.tokens for text in subject.texts]
         assert other.model.config.vocab_size == len(subject.tokenizer)
 
+    def test_two_of_the_same_name_are_told_apart(self, run: Path) -> None:
+        subject = open_subject(str(run), tokens=30)
+        assert subject.name == "out"
+        assert open_subject(str(run), tokens=30, like=subject).name == f"{run.parent.name}/out"
+        preset = open_subject("gated_conv", params=TINY, tokens=30)
+        assert open_subject("gated_conv", params=TINY, seed=1, tokens=30, like=preset).name == "gated_conv, again"
+
     @pytest.mark.parametrize(
         ("name", "options", "sentence"),
         [

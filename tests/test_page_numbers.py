@@ -74,8 +74,8 @@ def test_what_the_page_draws_is_what_forward_does(subject: Subject, read: list[d
         assert part.values is not None
         mixed = (drawn[None] @ part.values).detach().requires_grad_()
         y = place.mixer.readout([mixed], place.x)
-        # A product is off by at most a step times |value|, and by float32's rounding of the sum; what the readout (which
-        # works position by position) makes of that is its slope, taken twice for what bends.
+        # A product is off by at most a step times |value|, and by float32's rounding of the sum. The readout works
+        # position by position: what it makes of that is its slope, taken twice for what bends.
         off = (steps.expand_as(drawn) + 2.0**-20 * drawn.abs()) @ part.values[0].abs()
         slopes = [torch.autograd.grad(one.sum(), mixed, retain_graph=True)[0] for one in y.unbind(dim=2)]
         allowed = torch.stack([(slope[0].abs() * off).sum(dim=(0, 2)) for slope in slopes], dim=1)

@@ -121,7 +121,7 @@ def alibi_curves(heads: int, count: int) -> list[Curve]:
     slopes = alibi_slopes(heads)
     last, sources = torch.tensor([[count - 1]]), torch.arange(count - 1, -1, -1)[None]
     added = alibi(slopes, last, sources, torch.float64)[0, :, 0]
-    return [_curve(f"head {head}: slope {float(slopes[head]):.3g}", added[head]) for head in _some(heads)]
+    return [_curve(f"head {head + 1}: slope {float(slopes[head]):.3g}", added[head]) for head in _some(heads)]
 
 
 @torch.no_grad()

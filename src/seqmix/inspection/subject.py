@@ -27,7 +27,7 @@ DEFAULT_TOKENS = 256
 class Subject:
     """A model and its texts.
 
-    name: as it was asked for. model: in evaluation mode, float32, on the CPU, without gradients of its weights.
+    name: of the preset, or of the run's folder; it tells two subjects apart. model: in evaluation mode, float32, on the CPU, without gradients of its weights.
     held_out: more tokens of the same kind, for averages; None where only texts were given.
     notes: what a reader should know, in sentences.
     """
@@ -101,7 +101,19 @@ def open_subject(
     _check_length(model, name, chosen)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Subject(name, model.eval().float(), is_trained, tokenizer, list(chosen), held_out, notes)
+    label = _label(folder if is_trained else None, name, like)
+    return Subject(label, model.eval().float(), is_trained, tokenizer, list(chosen), held_out, notes)
+
+
+def _label(folder: Path | None, name: str, like: Subject | None) -> str:
+    """What the page calls a model: a run by its folder without the way to it, told apart from the other."""
+    taken = None if like is None else like.name
+    if folder is None:
+        return name if name != taken else f"{name}, again"
+    path = folder.resolve()
+    if path.name != taken:
+        return path.name
+    return f"{path.parent.name}/{path.name}" if f"{path.parent.name}/{path.name}" != taken else f"{path.name}, again"
 
 
 def _open_run(folder: Path) -> SeqmixForCausalLM:

@@ -75,7 +75,7 @@ def token_labels(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str
     labels = []
     for token, word in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
         if token in special or not all(letter in letters for letter in word):
-            labels.append(tokenizer.decode([token], skip_special_tokens=False) or word)
+            labels.append(str(tokenizer.decode([token], skip_special_tokens=False)) or word)
             continue
         content = bytes(letters[letter] for letter in word)
         try:
