@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from seqmix.errors import InputError
+from seqmix.inspection.figures.rollout import rollout_figure
 from seqmix.inspection.rollout import agreement, gradient_map, rollout
 from seqmix.models import create_model
 from seqmix.models.language_model import SeqmixForCausalLM
@@ -138,6 +139,12 @@ def test_agreement_of_rows_that_cannot_be_ranked_is_unknown() -> None:
     assert json.loads(json.dumps(asdict(found))) == asdict(found)
     # What only one of the two sees is ranked.
     assert agreement(np.array([[0.0, 1, 2]]), np.array([[2.0, 1, 0]])).spearman == [pytest.approx(-1)]
+
+
+def test_the_figure_says_where_the_agreement_is_unknown() -> None:
+    rows = np.array([[1.0, 0, 0], [1, 2, 3]])
+    picture = rollout_figure(rows, rows, [0, 2], spearman=agreement(rows, rows).spearman)
+    assert [label.get_text() for label in picture.axes[0].get_yticklabels()] == ["0 (unknown)", "2 (1.00)"]
 
 
 def test_a_bad_rollout_is_refused() -> None:

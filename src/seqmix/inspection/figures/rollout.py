@@ -20,7 +20,7 @@ def rollout_figure(
     gradient: np.ndarray,
     targets: Sequence[int],
     *,
-    spearman: Sequence[float] | None = None,
+    spearman: Sequence[float | None] | None = None,
     tokens: Sequence[str] | None = None,
     width: float = 2 * HALF_PAGE,
 ) -> Figure:
@@ -30,7 +30,7 @@ def rollout_figure(
         rollout: (targets, source), the rows of the product for `targets`.
         gradient: (targets, source), norms of the gradient. Rows of both are divided by their sums.
         targets: the positions of the outputs.
-        spearman: the correlation of the ranks of each target's two rows, written beside it.
+        spearman: the correlation of the ranks of each target's two rows, written beside it; None where it is unknown.
         tokens: labels of the sources.
 
     Raises:
@@ -58,7 +58,8 @@ def rollout_figure(
             axes.tick_params(length=2)
         labels = [str(target) for target in targets]
         if spearman is not None:
-            labels = [f"{label} ({one:.2f})" for label, one in zip(labels, spearman, strict=True)]
+            known = ["unknown" if one is None else f"{one:.2f}" for one in spearman]
+            labels = [f"{label} ({one})" for label, one in zip(labels, known, strict=True)]
         places[0].set_yticks(range(len(labels)), labels)
         places[0].set_ylabel("target" if spearman is None else "target (rank correlation)")
         add_scale(image, "share of the row")
