@@ -27,7 +27,8 @@ DEFAULT_TOKENS = 256
 class Subject:
     """A model and its texts.
 
-    name: of the preset, or of the run's folder; it tells two subjects apart. model: in evaluation mode, float32, on the CPU, without gradients of its weights.
+    name: of the preset, or of the run's folder; it tells two subjects apart.
+    model: in evaluation mode, float32, on the CPU, without gradients of its weights.
     held_out: more tokens of the same kind, for averages; None where only texts were given.
     notes: what a reader should know, in sentences.
     """
