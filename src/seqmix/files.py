@@ -36,7 +36,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def _explained(path: Path, number: int | None, reason: str) -> SeqmixError:
     if number in _NO_SPACE:
         return SeqmixError(
-            f"the disk of {str(path)!r} is full: free some space, then give the command again (a training, with --resume)"
+            f"the disk of {str(path)!r} is full: free some space, then give the command again (train: with --resume)"
         )
     if number in _NO_PERMISSION:
         return InputError(f"{str(path)!r} cannot be written ({reason}): change its permissions or choose another --out")
