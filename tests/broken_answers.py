@@ -226,3 +226,15 @@ class OneHeadTooFew(Gated):
     @property
     def head_spans(self) -> list[int | None]:
         return super().head_spans[1:]
+
+
+class BlocksNotSaid(Attending):
+    """Positions of a block see different spans, which it does not say."""
+
+    @classmethod
+    def examples(cls) -> Sequence[tuple[int, Mapping[str, Any]]]:
+        return [(dim, {**options, "pattern": "window(2, block=3)"}) for dim, options in super().examples()]
+
+    @property
+    def period(self) -> int:
+        return 1

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from broken_answers import (
+    BlocksNotSaid,
     ClaimsContentDependence,
     CountsSkippedPositions,
     FieldTooLarge,
@@ -97,6 +98,7 @@ BROKEN: dict[str, dict[type[Mixer], set[str]]] = {
         FieldTooSmall: set(),
         FieldWithoutLimit: set(),
         CountsSkippedPositions: set(),
+        BlocksNotSaid: set(),
     },
     "head_spans_by_gradient": {
         HeadsAllAsWide: set(),

@@ -174,6 +174,16 @@ def test_known_receptive_fields(entries: list[dict[str, Any]], span: int) -> Non
     assert measured_receptive_field(model) == span
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_positions_of_a_block_see_different_spans(layers: int) -> None:
+    model = stack({"name": "attention", "heads": 2, "pattern": "window(2, block=4)"}, layers=layers)
+    # The last position of a block sees all of it, and each layer adds the block before.
+    assert model.receptive_field == 4 * layers + 4
+    assert model.positions_seen == 4 * layers + 4
+    measured = [measured_receptive_field(model, 40 + place, draws=1) for place in (1, 2, 3, 4)]
+    assert measured == [4 * layers + place for place in (1, 2, 3, 4)]
+
+
 def test_the_measurement_does_not_ask_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     model = stack({"name": "depthwise_conv", "kernel": 3})
     monkeypatch.setattr(type(model.mixers[0]), "receptive_field", property(lambda mixer: 9))
