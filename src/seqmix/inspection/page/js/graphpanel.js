@@ -4,7 +4,7 @@ import { element, format, onFrame, onScheme, select, slider } from "page/dom";
 import { drawGraph, layout } from "page/graphdrawing";
 import { steps, strongestPath } from "page/paths";
 import { EVERY_HEAD, litNodes, readStack, shares } from "page/stack";
-import { mixerName } from "page/words";
+import { headNames, leftOut, mixerName } from "page/words";
 
 const WINDOW = 32; // positions in the picture
 const NARROW = { width: 420, window: 16 }; // on a phone
@@ -45,6 +45,11 @@ class GraphPanel {
     return Math.min(this.time, width && width < NARROW.width ? NARROW.window : WINDOW);
   }
 
+  /** The mixer with the most heads. */
+  get widest() {
+    return this.mixers.reduce((most, mixer) => (mixer.heads > most.heads ? mixer : most));
+  }
+
   /** The chosen input and output; the choice may come from a longer text. */
   get ends() {
     const [source, target] = ["source", "target"].map((key) => Math.min(this.choice.get(key), this.time - 1));
@@ -81,6 +86,7 @@ class GraphPanel {
         element("label", { class: "control" }, element("span", { text: "to output" }), this.fields.target),
         this.windowChoice,
       ),
+      this.widest.shown ? element("p", { class: "note", text: leftOut(this.widest).trim() }) : null,
       this.canvas,
       this.hint,
       element("div", { class: "sentence", role: "status" }, Object.values(this.words)),
@@ -94,8 +100,7 @@ class GraphPanel {
   }
 
   #headChoice() {
-    const most = Math.max(...this.mixers.map(({ heads, shown }) => shown?.length ?? heads));
-    const heads = Array.from({ length: most }, (_, value) => ({ value, label: `number ${value + 1}` }));
+    const heads = headNames(this.widest).map((label, value) => ({ value, label }));
     const options = [{ value: EVERY_HEAD, label: "the strongest" }, ...heads];
     return select("Head", options, EVERY_HEAD, (head) => {
       this.head = head;
