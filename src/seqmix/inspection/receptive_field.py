@@ -34,6 +34,8 @@ UNBOUNDED = 64
 LONGEST = 32768
 LAST_SHARE = 8
 """Targets stand in the last eighth of a text, so that nearly every distance lies inside it."""
+BELOW = 24
+"""Backward passes that the layers below the last share for their curves."""
 FARTHEST = 8192
 SEARCHED = 1024
 """The farthest distance where paths must be searched among links that leave gaps."""
@@ -153,7 +155,8 @@ def receptive_fields(
         subject: a model counts as untrained; the subject of a trained run adds the curve of drawn weights.
         input_ids: (1, T) of one document.
         targets: outputs in the last eighth of the text whose gradients are averaged.
-        directions: random combinations of the channels of each; the layers below the last take one of every third.
+        directions: random combinations of the channels of each; the layers below the last take one, and fewer
+            targets.
     """
     model, is_trained = (subject.model, subject.is_trained) if isinstance(subject, Subject) else (subject, False)
     if input_ids.dim() != 2 or len(input_ids) != 1 or not input_ids.numel():
@@ -221,7 +224,7 @@ def _stack_curves(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence
     curves = []
     for number, output in enumerate(found):
         is_last = number == len(found) - 1
-        here = targets if is_last or waits else targets[::-3][::-1]
+        here = targets if is_last or waits else targets[-max(1, BELOW // len(found)) :]
         sizes = sizes_at(output, leaf, here, directions if is_last else 1, generator)
         curves.append(by_distance(sizes[None], here)[0])
     return curves
