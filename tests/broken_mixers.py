@@ -92,13 +92,12 @@ BROKEN: dict[str, dict[type[Mixer], set[str]]] = {
             "low_precision",
         }
     },
-    "links_by_gradient": {LinkThatIsNotThere: set(), LinkNotDeclared: set()},
+    "links_by_gradient": {LinkThatIsNotThere: set(), LinkNotDeclared: set(), BlocksNotSaid: set()},
     "receptive_field_by_gradient": {
         FieldTooLarge: set(),
         FieldTooSmall: set(),
         FieldWithoutLimit: set(),
         CountsSkippedPositions: set(),
-        BlocksNotSaid: set(),
     },
     "head_spans_by_gradient": {
         HeadsAllAsWide: set(),

@@ -205,7 +205,7 @@ def values_are_local(subject: Subject) -> None:
 
 
 def links_by_gradient(subject: Subject) -> None:
-    """links is what the matrix uses, every link carries something, and forward depends on nothing else."""
+    """links is what the matrix uses and what lags says, each carries something, forward depends on nothing else."""
     span = subject.mixer.receptive_field
     time = 12 if span is None else min(max(span + 3, 8), 40)
     links = subject.mixer.links(time)
@@ -213,6 +213,8 @@ def links_by_gradient(subject: Subject) -> None:
         links.dtype == torch.bool and links.shape == (time, time),
         f"links({time}) is {links.dtype} of shape {tuple(links.shape)}: it must be bool of ({time}, {time})",
     )
+    if span is not None:
+        _expect_lags(subject, span)
     used = torch.zeros(time, time, dtype=torch.bool)
     reached = torch.zeros(time, time, dtype=torch.bool)
     for draw in range(3):
@@ -244,6 +246,24 @@ def links_by_gradient(subject: Subject) -> None:
         target, source = dead.nonzero()[0].tolist()
         expect(
             False, f"{source} to {target} is declared as a link, but forward at {target} never depends on x at {source}"
+        )
+
+
+def _expect_lags(subject: Subject, span: int) -> None:
+    """Two periods of targets, away from both ends, are linked to what stands at their lags."""
+    mixer, reach = subject.mixer, subject.traits.reach
+    period = mixer.period
+    expect(period >= 1, f"period is {period}: it must be at least 1")
+    links = mixer.links(2 * span + 3 * period)
+    first = -(-span // period) * period
+    for target in range(first, first + 2 * period):
+        found = set((target - links[target].nonzero().flatten()).tolist())
+        declared = set(mixer.lags_at(target % period) or ())
+        # Values that reach further back than their own position add lags that are no links.
+        expect(
+            found <= declared and (found == declared or reach > 1),
+            f"the lags of outputs at {target % period} of a period of {period} are declared as {sorted(declared)}, "
+            f"but the links of {target} have {sorted(found)}",
         )
 
 

@@ -48,8 +48,6 @@ def receptive_field_by_gradient(subject: Subject) -> None:
             # Positions of a block see different spans.
             time = 2 * span + 3
             target = _widest(subject, time, target)
-        if subject.is_plain:
-            _expect_lags(subject, span)
     sizes = torch.zeros(time, dtype=torch.float64)
     for draw in range(4):
         leaf = subject.x(2, time, seed=20 + draw).requires_grad_()
@@ -75,24 +73,6 @@ def receptive_field_by_gradient(subject: Subject) -> None:
         positions_seen == len(seen),
         f"positions_seen is declared as {positions_seen}, but the gradient finds {len(seen)}",
     )
-
-
-def _expect_lags(subject: Subject, span: int) -> None:
-    """Two periods of targets, away from both ends, are linked to what stands at their lags."""
-    mixer, reach = subject.mixer, subject.traits.reach
-    period = mixer.period
-    expect(period >= 1, f"period is {period}: it must be at least 1")
-    links = mixer.links(2 * span + 3 * period)
-    first = -(-span // period) * period
-    for target in range(first, first + 2 * period):
-        found = set((target - links[target].nonzero().flatten()).tolist())
-        declared = set(mixer.lags_at(target % period) or ())
-        # Values that reach further back than their own position add lags that are no links.
-        expect(
-            found <= declared and (found == declared or reach > 1),
-            f"the lags of outputs at {target % period} of a period of {period} are declared as {sorted(declared)}, "
-            f"but the links of {target} have {sorted(found)}",
-        )
 
 
 def _extents(subject: Subject, time: int) -> Tensor:
