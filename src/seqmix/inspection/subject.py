@@ -57,7 +57,7 @@ def open_subject(
     Args:
         name: a folder, or what `seqmix.models.contenders` describes: `gated_conv`, `mixer:retnet`, ...
         texts: to read; None takes the held-out part of `data`. With one text, the second is the same with one token
-            changed.
+            changed; a model of recurrences, whose Jacobians take long, reads the one alone.
         data: as `--data` elsewhere; None with no texts takes a sample text.
         tokens: of a text at most; what is longer is cut, and the text says so.
         params: the size of a preset without its embedding, such as "10M"; None is 1M. A run has its own.
@@ -97,7 +97,7 @@ def open_subject(
         chosen, held_out = _held_out_texts(data, tokenizer, folder if is_trained else None, tokens)
     else:
         chosen, held_out, notes = _own_texts(tokenizer, folder if is_trained else None, tokens)
-    if len(chosen) == 1:
+    if len(chosen) == 1 and not any(mixer.traits.matrix == "jacobian" for mixer in model.mixers):
         chosen = [*chosen, with_one_token_changed(chosen[0], tokenizer)]
     _check_length(model, name, chosen)
     for parameter in model.parameters():

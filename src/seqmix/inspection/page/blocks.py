@@ -27,7 +27,7 @@ _BANDED = 0.6
 
 @dataclass(frozen=True)
 class Block:
-    """The matrices of one mixer on one text, in codes of the finest precision.
+    """The matrices of one mixer on one text, as shares of the largest of each row.
 
     form: "lags", where all diagonals are constant, else "rows". numbers: (H, L), (H, T, L) or (H, row after row).
     scales: the largest |value| of each head (H, 1) or row (H, T); None where the numbers are the values themselves.
@@ -64,15 +64,10 @@ class Block:
         if self.scales is None:
             content = self.numbers.astype("<f4").tobytes()
         else:
-            finest, wanted = _largest(PRECISIONS[0]), _largest(bits)
-            codes = np.rint(self.numbers.astype(np.float64) * (wanted / finest)).astype("<i2").ravel()
+            codes = np.rint(self.numbers.astype(np.float64) * (2 ** (bits - 1) - 1)).astype("<i2").ravel()
             planes = codes.astype("i1").tobytes() if bits <= 8 else _planes(codes)
             content = self.scales.astype("<f4").tobytes() + planes
-        return meta, base64.b64encode(zlib.compress(content, 9)).decode("ascii")
-
-
-def _largest(bits: int) -> int:
-    return 2 ** (bits - 1) - 1
+        return meta, base64.b64encode(zlib.compress(content, 6)).decode("ascii")
 
 
 def _planes(codes: NDArray[Any]) -> bytes:
@@ -91,9 +86,9 @@ def make_block(matrix: NDArray[np.float32]) -> Block:
         values = np.stack([matrix[:, max(lag, 0), max(-lag, 0)] for lag in lags], axis=1)
         if values.size <= EXACT_LAGS:
             return Block("lags", values, None, time, source, causal, lags)
-        numbers, scales = _coded(values[:, None])
+        numbers, scales = _shares(values[:, None])
         return Block("lags", numbers[:, 0], scales, time, source, causal, lags)
-    numbers, scales = _coded(matrix)
+    numbers, scales = _shares(matrix)
     if len(lags) < _BANDED * min(source, (time + 1) / 2 if causal else source):
         targets = np.arange(time)[:, None] - np.array(lags)[None]
         inside = (targets >= 0) & (targets < source)
@@ -111,8 +106,8 @@ def _lags(matrix: NDArray[np.float32]) -> list[int]:
     return [int(lag) for lag in found] or [0]
 
 
-def _coded(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-    """Codes of the finest precision and the largest |value| of each row, for (..., rows, entries)."""
+def _shares(matrix: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Each entry as a share of its row's largest |value|, and that value, for (..., rows, entries)."""
     scales = np.abs(matrix).max(axis=-1, initial=0.0)
     shares = np.divide(matrix, scales[..., None], out=np.zeros_like(matrix), where=scales[..., None] > 0)
-    return np.rint(shares.astype(np.float64) * _largest(PRECISIONS[0])).astype(np.int16), scales
+    return shares, scales

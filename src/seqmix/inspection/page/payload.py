@@ -34,7 +34,7 @@ BYTES_A_MODEL = 2_400_000
 HEADS = 64
 """Of a mixer that are shown at most: each channel of a convolution is a head."""
 
-GRADIENT_TARGETS = 32
+GRADIENT_TARGETS = 16
 """Rows of the gradient that stand beside the rollout."""
 
 
@@ -200,7 +200,7 @@ def _rollout(subject: Subject, mixed: list[NDArray[np.float32]], shelf: _Shelf, 
     rolled = rollout(mixed)
     time = len(rolled)
     targets = _spread(time, min(GRADIENT_TARGETS, time))
-    gradient = gradient_map(subject.model, subject.texts[0].input_ids, targets)
+    gradient = gradient_map(subject.model, subject.texts[0].input_ids, targets, directions=1)
     agreed = agreement(rolled[targets], gradient)
     for name, matrix in ((f"{prefix}rollout", rolled), (f"{prefix}gradient", gradient)):
         shelf.add(name, make_block(matrix[None].astype(np.float32)), name)
