@@ -69,6 +69,8 @@ def test_many_heads_are_shown_in_part(tmp_path: Path) -> None:
     assert mixer["heads"] == 96
     assert len(mixer["shown"]) == len(mixer["structure"][0]) == 64
     assert (mixer["shown"][0], mixer["shown"][-1]) == (0, 95)
+    spans = embedded(page)["models"][0]["receptive_field"]["layers"][0]["heads"]
+    assert [one["head"] for one in spans] == mixer["shown"]
     blocks = embedded(page)["blocks"]
     assert blocks[mixer["blocks"][0]]["heads"] == 64
 

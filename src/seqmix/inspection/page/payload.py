@@ -75,6 +75,7 @@ def make_payload(subjects: Sequence[Subject], *, is_live: bool = False, show: Sh
     metas, blocks = shelf.packed()
     for model in models:
         _keep_shown(model, shelf)
+        _keep_shown_spans(model)
     data = {
         "texts": [_text(text) for text in subjects[0].texts] if subjects else [],
         "models": models,
@@ -265,6 +266,13 @@ def _keep_shown(model: dict[str, Any], shelf: _Shelf) -> None:
         entry["shown"] = kept if entry["shown"] is None else [entry["shown"][head] for head in kept]
         for key in ("structure", "sentences"):
             entry[key] = [[numbers[head] for head in kept] for numbers in entry[key]]
+
+
+def _keep_shown_spans(model: dict[str, Any]) -> None:
+    """Leaves the spans of heads out that are not shown, and numbers those that are."""
+    for entry, layer in zip(model["mixers"], model["receptive_field"]["layers"], strict=True):
+        if entry["shown"] is not None:
+            layer["heads"] = [{"head": head, **layer["heads"][head]} for head in entry["shown"]]
 
 
 def _finite(value: Any) -> Any:

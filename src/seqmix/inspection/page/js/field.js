@@ -128,13 +128,14 @@ function layerTable(field) {
   return table("Receptive field by layer, in positions", ["Output of", ...spans, ...SHARES], rows);
 }
 
-/** Heads that agree in everything, next to each other, are one row. */
+/** Heads that agree in everything, next to each other, are one row; `head` is the number of one among all of them. */
 export function headRows(heads) {
   const rows = [];
-  heads.forEach((head, index) => {
+  heads.forEach((head, place) => {
+    const index = head.head ?? place;
     const cells = [bound(head.formula), head.measured.toLocaleString("en"), ...three(head.widths)];
     const last = rows.at(-1);
-    if (last && cells.every((cell, at) => cell === last.cells[at])) last.until = index;
+    if (last?.until === index - 1 && cells.every((cell, at) => cell === last.cells[at])) last.until = index;
     else rows.push({ from: index, until: index, cells });
   });
   const name = (from, until) => (from === until ? `head ${from + 1}` : `heads ${from + 1}–${until + 1}`);
