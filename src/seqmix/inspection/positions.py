@@ -23,7 +23,7 @@ from seqmix.inspection.scores import Scores, softmax_scores
 from seqmix.mixers.attention import Attention
 from seqmix.mixers.attention.sparse import alibi, alibi_slopes
 from seqmix.mixers.retention import RetNet
-from seqmix.mixers.rotary import rotate
+from seqmix.mixers.rotary import rotation
 from seqmix.models.language_model import SeqmixForCausalLM
 
 Kind = Literal["rope", "alibi", "sinusoidal", "learned", "none"]
@@ -106,9 +106,7 @@ def _encodings(model: SeqmixForCausalLM, count: int) -> list[tuple[Kind, list[Cu
 def rotary_curves(width: int, theta: float, count: int) -> list[Curve]:
     """The cosines of pairs of channels turned by 0 ... count - 1 positions, after the mean over all pairs."""
     pairs = width // 2
-    distances = torch.arange(count)
-    each = torch.eye(width, dtype=torch.float64)[:pairs, None]
-    cosines = (rotate(each.expand(-1, count, -1), distances, theta) * each).sum(dim=-1)
+    cosines = rotation(torch.arange(count), width, theta, torch.float64)[0].T
     mean = [_curve(f"mean of all {pairs} pairs", cosines.mean(dim=0))] if pairs else []
     return mean + [
         _curve(f"pair {pair}: a turn in {_count(_turn(pair, pairs, theta))} tokens", cosines[pair])

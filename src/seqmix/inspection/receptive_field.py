@@ -39,6 +39,10 @@ BELOW = 24
 FARTHEST = 8192
 SEARCHED = 1024
 """The farthest distance where paths must be searched among links that leave gaps."""
+SIGNIFICANT = 1e-5
+"""Of the largest gradient: rounding in float32, a Fourier transform's too, stays far below; what is less, float64
+decides.
+"""
 NARROW = 64
 """Below this width all channels of an activation may be off at once, so that a second, random text is read too."""
 
@@ -165,22 +169,23 @@ def receptive_fields(
         raise InputError(f"targets is {targets} and directions is {directions}: each must be at least 1")
     time = input_ids.shape[1]
     chosen = _targets(time, targets)
-    curves = _stack_curves(model, input_ids, chosen, directions)
+    curves, fills = _stack_curves(model, input_ids, chosen, directions)
     probe = probe_of(model, as_it_is=is_trained)
     places = mixer_places(probe, input_ids)
-    spans = _stack_spans(probe, input_ids)
+    spans = _stack_spans(probe, input_ids, fills)
+    alone = [_span_alone(*both) for both in zip(mixer_places(model, input_ids), places, strict=True)]
     layers = [
         LayerField(
             layer=place.layer,
             slot=place.slot,
             name=place.name,
             formula=place.mixer.receptive_field,
-            measured=(alone := _span_alone(place)),
+            measured=alone[number],
             stack_formula=receptive_field([below.mixer for below in places[: number + 1]]),
             stack_measured=spans[number],
             curve=curve.tolist(),
             widths=widths(curve),
-            heads=head_fields(place, chosen, alone),
+            heads=head_fields(place, chosen, alone[number]),
         )
         for number, (place, curve) in enumerate(zip(places, curves, strict=True))
     ]
@@ -215,19 +220,30 @@ def _targets(time: int, count: int) -> list[int]:
     return sorted({round(place) for place in places.tolist()})
 
 
-def _stack_curves(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence[int], directions: int) -> list[Tensor]:
-    """The curve (T,) of each layer's output with respect to the embeddings; below the last it is coarser."""
+def _stack_curves(
+    model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence[int], directions: int
+) -> tuple[list[Tensor], list[bool]]:
+    """The curve (T,) of each layer's output with respect to the embeddings; below the last it is coarser.
+
+    And whether the last output of each depends on the first embedding by more than rounding explains.
+    """
     generator = torch.Generator().manual_seed(0)
     waits = any(mixer.traits.matrix == "jacobian" for mixer in model.mixers)
     leaf = embed(model, input_ids.expand(len(targets) if waits else 1, -1))
     found = streams(model, leaf)
-    curves = []
+    curves, fills = [], []
     for number, output in enumerate(found):
         is_last = number == len(found) - 1
         here = targets if is_last or waits else targets[-max(1, BELOW // len(found)) :]
         sizes = sizes_at(output, leaf, here, directions if is_last else 1, generator)
         curves.append(by_distance(sizes[None], here)[0])
-    return curves
+        fills.append(_reaches_the_first(sizes[-1]))
+    return curves, fills
+
+
+def _reaches_the_first(sizes: Tensor) -> bool:
+    """Whether the gradient sizes (T,) of the last output, in float32, tell that it depends on the first input."""
+    return bool(sizes[0] > SIGNIFICANT * sizes.max())
 
 
 def _untrained(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence[int]) -> Curve:
@@ -241,24 +257,48 @@ def _untrained(model: SeqmixForCausalLM, input_ids: Tensor, targets: Sequence[in
     return Curve(curve.tolist(), widths(curve))
 
 
-def _stack_spans(probe: SeqmixForCausalLM, input_ids: Tensor) -> list[int]:
-    """How many positions back the last output of each layer depends on the embeddings."""
+def _stack_spans(probe: SeqmixForCausalLM, input_ids: Tensor, fills: Sequence[bool]) -> list[int]:
+    """How many positions back the last output of each layer depends on the embeddings.
+
+    Args:
+        fills: of each layer, whether it is known already that it depends on the first one.
+    """
     generator = torch.Generator().manual_seed(0)
     time = input_ids.shape[1]
+    if all(fills):
+        return [time] * len(fills)
     other = torch.randint(probe.config.vocab_size, (1, time), generator=generator).to(input_ids)
     leaf = embed(probe, torch.cat([input_ids, other]) if probe.config.hidden_size < NARROW else input_ids)
     outputs = streams(probe, leaf)
-    last = span_seen(seen_from(outputs[-1], leaf, time - 1, generator), time - 1)
+
+    def span_of(number: int) -> int:
+        return time if fills[number] else span_seen(seen_from(outputs[number], leaf, time - 1, generator), time - 1)
+
+    last = span_of(len(outputs) - 1)
     spans: list[int] = []
-    for output in outputs[:-1]:
+    for number in range(len(outputs) - 1):
         # The residual hands on whatever a layer has seen, so that those above see as much at least.
-        is_known = bool(spans) and spans[-1] == last
-        spans.append(last if is_known else span_seen(seen_from(output, leaf, time - 1, generator), time - 1))
+        spans.append(last if spans and spans[-1] == last else span_of(number))
     return [*spans, last]
 
 
-def _span_alone(place: Place) -> int:
-    """The span of inputs that the last output of a mixer depends on, on what it reads and on noise."""
+def _span_alone(place: Place, probe: Place) -> int:
+    """The span of inputs that the last output of a mixer depends on, on what it reads and on noise.
+
+    Args:
+        place: in float32, which is asked first, because its forms are fast. probe: the same in float64.
+    """
+    generator = torch.Generator().manual_seed(0)
+    leaf = place.x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        output = output_of(place, leaf)
+    if _reaches_the_first(sizes_at(output, leaf, [leaf.shape[1] - 1], 1, generator)[0]):
+        return leaf.shape[1]
+    return _exact_span(probe)
+
+
+def _exact_span(place: Place) -> int:
+    """The same from float64 alone."""
     generator = torch.Generator().manual_seed(0)
     noise = normal(*place.x.shape, generator=generator).to(place.x)
     leaf = torch.cat([place.x, noise]) if place.mixer.dim < NARROW else place.x.clone()

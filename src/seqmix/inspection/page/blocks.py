@@ -67,7 +67,7 @@ class Block:
             codes = np.rint(self.numbers.astype(np.float64) * (2 ** (bits - 1) - 1)).astype("<i2").ravel()
             planes = codes.astype("i1").tobytes() if bits <= 8 else _planes(codes)
             content = self.scales.astype("<f4").tobytes() + planes
-        return meta, base64.b64encode(zlib.compress(content, 6)).decode("ascii")
+        return meta, base64.b64encode(zlib.compress(content, 1)).decode("ascii")
 
 
 def _planes(codes: NDArray[Any]) -> bytes:
