@@ -50,7 +50,7 @@ MEASURED = (
         "--match",
         "train-money",
         "--budget",
-        "money=0.0025",
+        "money=0.0015",
         "--price",
         "0.1",
     ),
@@ -67,13 +67,13 @@ MEASURED = (
         "long_copying",
         "as_long_as_the_sequence",
         "Copying: what is asked for stands at a fixed distance",
-        ("--models", LONG, "--data", "copying:length=64,symbols=10", *TASK, "--budget", "tokens=2M"),
+        ("--models", LONG, "--data", "copying:length=64,symbols=10", *TASK, "--budget", "tokens=1M"),
     ),
     Measured(
         "long_selective",
         "as_long_as_the_sequence",
         "Selective copying: only its content tells what is asked for",
-        ("--models", LONG, "--data", "selective_copying:length=64,symbols=8", *TASK, "--budget", "tokens=2M"),
+        ("--models", LONG, "--data", "selective_copying:length=64,symbols=8", *TASK, "--budget", "tokens=1M"),
     ),
 )
 

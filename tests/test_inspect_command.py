@@ -67,12 +67,12 @@ def test_many_heads_are_shown_in_part(tmp_path: Path) -> None:
     assert main(["inspect", *options]) == 0
     mixer = embedded(page)["models"][0]["mixers"][0]
     assert mixer["heads"] == 96
-    assert len(mixer["shown"]) == len(mixer["structure"][0]) == 64
+    assert len(mixer["shown"]) == len(mixer["structure"][0]) == 32
     assert (mixer["shown"][0], mixer["shown"][-1]) == (0, 95)
     spans = embedded(page)["models"][0]["receptive_field"]["layers"][0]["heads"]
     assert [one["head"] for one in spans] == mixer["shown"]
     blocks = embedded(page)["blocks"]
-    assert blocks[mixer["blocks"][0]]["heads"] == 64
+    assert blocks[mixer["blocks"][0]]["heads"] == 32
 
 
 def test_what_does_not_fit_is_left_out_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +95,7 @@ def test_what_does_not_fit_is_left_out_evenly(tmp_path: Path, monkeypatch: pytes
         (["gated_conv", "--text", "a", "--data", "python-stdlib"], "leave one of the two out"),
         (["gated_conv", "--text", ""], "the text is empty: give at least one character"),
         (["gated_conv", "--tokens", "1"], "tokens is 1: at least 2 are needed"),
+        (["gated_conv", "--heads", "0"], "heads is 0: it must be at least 1"),
         (["gated_conv", "--threads", "0"], "threads is 0: it must be at least 1"),
         (["gated_conv", "--out", "no/such/folder/page.html"], "there is no folder 'no/such/folder'"),
         (["gated_conv", "--out", "."], "is a folder: give the name of the page"),

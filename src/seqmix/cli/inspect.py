@@ -18,6 +18,7 @@ def inspect_command(
     against: Annotated[str | None, typer.Option(help="A second run or model, shown beside the first.")] = None,
     out: Annotated[str, typer.Option(help="The page to write.")] = "inspect.html",
     tokens: Annotated[int, typer.Option(help="Tokens of a text that are shown; a longer one is cut.")] = 256,
+    heads: Annotated[int, typer.Option(help="Heads of a mixer that are shown at most, evenly spread.")] = 32,
     params: Annotated[str | None, typer.Option(help="Size of a model that is no run, such as 10M. [1M]")] = None,
     seed: Annotated[int, typer.Option(help="Of the weights of a model that is no run.")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default torch's choice.")] = None,
@@ -43,8 +44,9 @@ def inspect_command(
     from seqmix.cli.output import human_bytes, print_json, progress
     from seqmix.errors import InputError
 
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}: it must be at least 1")
+    for name, value in (("threads", threads), ("heads", heads)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: it must be at least 1")
     if text and data is not None:
         raise InputError(f"both a text and the data {data!r} were given: leave one of the two out")
     if live and as_json:
@@ -65,25 +67,33 @@ def inspect_command(
     if threads is not None:
         torch.set_num_threads(threads)
     import_all(imports or [])
-    subjects = [open_subject(model, texts=text, data=data, tokens=tokens, params=params, seed=seed)]
+    # A run has its own size; the size is that of the other model, where there is one.
+    first, second = (
+        None if name is not None and (Path(name).expanduser() / "config.json").is_file() else params
+        for name in (model, against)
+    )
+    if params is not None and first is None and (against is None or second is None):
+        raise InputError(f"params is {params}, but what is inspected has its size: leave --params out")
+    subjects = [open_subject(model, texts=text, data=data, tokens=tokens, params=first, seed=seed)]
     if against is not None:
-        own_size = (Path(against).expanduser() / "config.json").is_file()
-        subjects.append(
-            open_subject(against, tokens=tokens, params=None if own_size else params, seed=seed, like=subjects[0])
-        )
+        subjects.append(open_subject(against, tokens=tokens, params=second, seed=seed, like=subjects[0]))
     if live:
         from seqmix.inspection.live import live_server
 
         with progress("inspecting") as bar:
             server = live_server(
-                subjects, port=port, tokens=tokens, show=lambda share, words: bar.update(share, label=words)
+                subjects,
+                port=port,
+                tokens=tokens,
+                heads=heads,
+                show=lambda share, words: bar.update(share, label=words),
             )
             bar.message(f"the page is at {server.url} until Ctrl-C")
         server.run()
         print("stopped: the page takes no more texts", file=sys.stderr)
         return
     with progress("inspecting") as bar:
-        page = make_page(subjects, show=lambda share, words: bar.update(share, label=words))
+        page = make_page(subjects, heads=heads, show=lambda share, words: bar.update(share, label=words))
     if as_json:
         print_json(page.data)
     write_text(path, page.html)

@@ -17,7 +17,7 @@ from typing import Any
 
 from seqmix.errors import InputError, SeqmixError
 from seqmix.inspection.costs import longest_document
-from seqmix.inspection.page import Payload, Show, make_page, text_payload
+from seqmix.inspection.page import HEADS, Payload, Show, make_page, text_payload
 from seqmix.inspection.subject import DEFAULT_TOKENS, Subject
 from seqmix.inspection.texts import encode_text
 
@@ -218,13 +218,19 @@ def text_of(body: bytes) -> str:
 
 
 def live_server(
-    subjects: Sequence[Subject], *, port: int = 0, tokens: int = DEFAULT_TOKENS, show: Show | None = None
+    subjects: Sequence[Subject],
+    *,
+    port: int = 0,
+    tokens: int = DEFAULT_TOKENS,
+    heads: int = HEADS,
+    show: Show | None = None,
 ) -> LiveServer:
     """A server of the page of one or two subjects, which is made here; call its `run`.
 
     Args:
         port: to listen on; 0 takes a free one.
         tokens: of a typed text that are shown; a longer one is cut, and the page says so.
+        heads: of a mixer that are shown at most.
         show: is told how far the making of the page is.
     """
     bounds = [bound for subject in subjects if (bound := longest_document(subject.model)) is not None]
@@ -233,7 +239,7 @@ def live_server(
     typed = 0
 
     def page(token: str) -> str:
-        made = make_page(subjects, token=token, show=show)
+        made = make_page(subjects, heads=heads, token=token, show=show)
         models.extend(made.data["models"])
         return made.html
 

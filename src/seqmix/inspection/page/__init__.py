@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqmix.inspection.page.bundle import render_page
-from seqmix.inspection.page.payload import Payload, Show, make_payload, text_payload
+from seqmix.inspection.page.payload import HEADS, Payload, Show, make_payload, text_payload
 from seqmix.inspection.subject import Subject
 
 
@@ -19,14 +19,17 @@ class Page:
     data: dict[str, Any]
 
 
-def make_page(subjects: Sequence[Subject], *, token: str | None = None, show: Show | None = None) -> Page:
+def make_page(
+    subjects: Sequence[Subject], *, heads: int = HEADS, token: str | None = None, show: Show | None = None
+) -> Page:
     """The page of one or two subjects.
 
     Args:
+        heads: of a mixer that are shown at most, evenly spread.
         token: what a server that takes further texts knows this page by; None for a page that nobody serves.
         show: is told how far the work is.
     """
-    payload = make_payload(subjects, is_live=token is not None, show=show)
+    payload = make_payload(subjects, heads=heads, is_live=token is not None, show=show)
     payload.data["token"] = token
     title = " and ".join(subject.name for subject in subjects)
     lead = [_lead(subject) for subject in subjects]
@@ -50,4 +53,4 @@ def _lead(subject: Subject) -> str:
     )
 
 
-__all__ = ["Page", "Payload", "Show", "make_page", "playground_page", "text_payload"]
+__all__ = ["HEADS", "Page", "Payload", "Show", "make_page", "playground_page", "text_payload"]

@@ -28,11 +28,11 @@ from seqmix.inspection.texts import Text
 Show = Callable[[float, str], None]
 """Is told the share that is done, and what is being done."""
 
-BYTES_A_MODEL = 2_400_000
+BYTES_A_MODEL = 2_100_000
 """Of packed matrices; the rest of a page (numbers, scripts) takes a few hundred kilobytes."""
 
-HEADS = 64
-"""Of a mixer that are shown at most: each channel of a convolution is a head."""
+HEADS = 32
+"""Of a mixer that are shown, unless asked otherwise: each channel of a convolution is a head."""
 
 GRADIENT_TARGETS = 16
 """Rows of the gradient that stand beside the rollout."""
@@ -46,10 +46,13 @@ class Payload:
     blocks: dict[str, str]
 
 
-def make_payload(subjects: Sequence[Subject], *, is_live: bool = False, show: Show | None = None) -> Payload:
+def make_payload(
+    subjects: Sequence[Subject], *, heads: int = HEADS, is_live: bool = False, show: Show | None = None
+) -> Payload:
     """Everything that the page shows of one or two subjects, which read the same texts.
 
     Args:
+        heads: of a mixer that are shown at most, evenly spread.
         is_live: another text can be sent to whoever serves the page.
         show: is told how far the work is.
     """
@@ -64,7 +67,7 @@ def make_payload(subjects: Sequence[Subject], *, is_live: bool = False, show: Sh
             tell(steps.index(words) / len(steps), words)
 
         begin("matrices")
-        mixers, mixed = _mixers(subject, subject.texts, shelf, f"m{number}")
+        mixers, mixed = _mixers(subject, subject.texts, shelf, f"m{number}", heads)
         document = {**_summary(subject), "mixers": mixers}
         for part, make in _PARTS.items():
             begin(part)
@@ -147,17 +150,20 @@ def _mixers(
     texts: Sequence[Text],
     shelf: _Shelf,
     prefix: str,
-    shown: Sequence[list[int] | None] | None = None,
+    shown: int | Sequence[list[int] | None],
 ) -> tuple[list[dict[str, Any]], list[NDArray[np.float32]]]:
-    """What is said of each mixer, and the mean over its heads of |M| by row for the first text."""
+    """What is said of each mixer, and the mean over its heads of |M| by row for the first text.
+
+    Args:
+        shown: the heads of each mixer that are shown, None for all; or how many at most.
+    """
     entries: list[dict[str, Any]] = []
     mixed: list[NDArray[np.float32]] = []
     for number, text in enumerate(texts):
         for place, found in enumerate(mixing_matrices(subject.model, text.input_ids)):
             if number == 0:
-                entries.append(
-                    _entry(found, subject) if shown is None else _entry(found, subject) | {"shown": shown[place]}
-                )
+                chosen = _some_heads(len(found.matrix), shown) if isinstance(shown, int) else shown[place]
+                entries.append(_entry(found, subject) | {"shown": chosen})
                 mixed.append(_mean_of_shares(found.matrix))
             entry = entries[place]
             if found.fixed and number and len(text.tokens) == len(texts[0].tokens):
@@ -176,13 +182,18 @@ def _mixers(
     return entries, mixed
 
 
+def _some_heads(count: int, most: int) -> list[int] | None:
+    """At most so many heads of a mixer, None for all of them."""
+    return None if count <= most else _spread(count, most)
+
+
 def _mean_of_shares(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     """The mean over heads of |M| with rows that sum to 1; a few heads at once, which stay in the cache."""
     parts = (normalise_rows(matrix[first : first + 8]).sum(axis=0) for first in range(0, len(matrix), 8))
     total = np.zeros(matrix.shape[1:], np.float32)
     for part in parts:
         total += part
-    return total / len(matrix)
+    return total / np.float32(len(matrix))
 
 
 def _entry(found: LayerMatrix, subject: Subject) -> dict[str, Any]:
@@ -198,7 +209,6 @@ def _entry(found: LayerMatrix, subject: Subject) -> dict[str, Any]:
         "causal": mixer.traits.causal,
         "reach": mixer.traits.reach,
         "heads": len(found.matrix),
-        "shown": None if len(found.matrix) <= HEADS else _spread(len(found.matrix), HEADS),
         "blocks": [],
         "structure": [],
         "sentences": [],
