@@ -20,6 +20,7 @@ extensions = [
     "package_parts",
     "command_help",
     "measured_tables",
+    "playground_page",
 ]
 exclude_patterns = ["_build", "_site", "stories/tables"]
 

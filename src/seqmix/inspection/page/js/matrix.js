@@ -45,7 +45,7 @@ export function mount(root, page) {
   root.append(explanation, controls, panels, element("p", { class: "note", id: "matrix-keys", text: KEYS }));
 }
 
-/** The text that is read; the same choice as at the top of the page, near the matrix. */
+/** The text that is read, for all sections. */
 function textChoice({ choice, data }) {
   const root = element("span");
   choice.watch(["text", "texts"], () => {
