@@ -130,41 +130,48 @@ def _section(one: Measured, results: Any) -> str:
 
 
 def _said(results: Any) -> list[str]:
-    """The sentences of the verdict on quality; those on where lines cross are in the report."""
+    """The sentences of the verdict without where lines cross; of a task only those on quality, as in its table."""
     crossings = {crossing["text"] for crossing in results["crossovers"]}
-    return [sentence for sentence in results["verdict"] if sentence not in crossings]
+    said = [sentence for sentence in results["verdict"] if sentence not in crossings]
+    if not is_task(results):
+        return said
+    apart = (results["prices"]["unit"], "KV cache", "Not held equal")
+    return [sentence for sentence in said if not any(word in sentence for word in apart)]
 
 
 def _table(results: Any) -> str:
-    measure = "accuracy" if is_task(results) else "bits a byte"
+    """One row a model; times are those of the models on text, since a task asks for its answers alone."""
     context = str(results["settings"]["context"])
-    heading = (
-        f"| model | {measure}, by seed | mean | parameters | MFLOP a token | tokens read | training seconds "
-        f"| tokens/s generated at {context} | state at {context} |"
-    )
-    lines = [heading, "|---" * 9 + "|"]
-    summaries = {entry["model"]: entry for entry in results["models"]}
+    columns = ["model", f"{'accuracy' if is_task(results) else 'bits a byte'}, by seed", "mean", "parameters"]
+    columns += ["MFLOP a token", "tokens read", f"state at {context}"]
+    if not is_task(results):
+        columns += ["training seconds", f"tokens/s generated at {context}"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for model in model_names(results):
-        runs = [one for one in results["contenders"] if one["model"] == model and one["status"] == "finished"]
-        field = "accuracy" if is_task(results) else "bits_per_byte"
-        if not runs:
-            lines.append(f"| `{model}` | failed | | | | | | | |")
-            continue
-        first = runs[0]
-        speed, state = (first[key].get(context) for key in ("decode_tokens_per_second", "state_bytes"))
-        cells = [
-            f"`{model}`",
-            " / ".join(f"{one[field]:.3f}" for one in runs),
-            f"{summaries[model][field]:.3f}",
-            f"{first['parameters']:,}",
-            f"{first['flops_per_token'] / 1e6:.2f}",
-            f"{mean_of(results, model, 'tokens') / 1e3:,.0f}k",
-            f"{mean_of(results, model, 'train_seconds'):.0f}",
-            "–" if speed is None else f"{speed:,.0f}",
-            "–" if state is None else f"{state / 1024:,.1f} KiB",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = _cells(results, model, context)
+        lines.append(f"| {' | '.join([f'`{model}`', *cells[: len(columns) - 1]])} |")
     return "\n".join(lines) + "\n"
+
+
+def _cells(results: Any, model: str, context: str) -> list[str]:
+    """What stands behind a model's name, the times last."""
+    runs = [one for one in results["contenders"] if one["model"] == model and one["status"] == "finished"]
+    if not runs:
+        return ["failed", *[""] * 7]
+    field = "accuracy" if is_task(results) else "bits_per_byte"
+    summary = next(entry for entry in results["models"] if entry["model"] == model)
+    first = runs[0]
+    speed, state = (first[key].get(context) for key in ("decode_tokens_per_second", "state_bytes"))
+    return [
+        " / ".join(f"{one[field]:.3f}" for one in runs),
+        f"{summary[field]:.3f}",
+        f"{first['parameters']:,}",
+        f"{first['flops_per_token'] / 1e6:.2f}",
+        f"{mean_of(results, model, 'tokens') / 1e3:,.0f}k",
+        "–" if state is None else f"{state / 1024:,.1f} KiB",
+        f"{mean_of(results, model, 'train_seconds'):.0f}",
+        "–" if speed is None else f"{speed:,.0f}",
+    ]
 
 
 def _distances(results: Any) -> str:
