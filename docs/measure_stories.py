@@ -23,7 +23,7 @@ TABLES = Path(__file__).parent / "stories" / "tables"
 WIDTH_16 = "mixer:attention:pattern=window(16),mixer:depthwise_conv:kernel=16,mixer:gated_conv:kernel=16"
 TEXT = ("--data", "python-stdlib", "--context", "256", "--batch-size", "8", "--params", "300k", "--seeds", "2")
 STACKS = "transformer,local_transformer,bytenet,convsamba_short"
-LONG = "mixer:attention,mixer:global_conv,mixer:gated_global_conv,hyena"
+LONG = "mixer:attention,mixer:global_conv,mixer:gated_global_conv"
 TASK = ("--params", "300k", "--seeds", "2", "--batch-size", "16")
 
 
