@@ -61,7 +61,6 @@ MEASURED = (
         "Agreement of subject and verb, 1 to 64 words apart",
         ("--models", STACKS, "--data", "agreement:furthest=64", *TASK, "--budget", "tokens=1M"),
     ),
-    Measured("hops_text", "dilation_and_hops", "Text", ("--models", STACKS, *TEXT, "--budget", "tokens=500k")),
     Measured("long_text", "as_long_as_the_sequence", "Text", ("--models", LONG, *TEXT, "--budget", "tokens=500k")),
     Measured(
         "long_copying",

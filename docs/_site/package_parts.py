@@ -1,7 +1,7 @@
 """The directive `package-parts PACKAGE`: the modules of a package, each under its name, through autodoc.
 
-Modules whose names all stand in the package's own `__all__` are left out, since the package's page has those, and so
-are the names in the option `without`. A module that is added later needs no line here.
+What the package exports stands in the section of its module. The names in the option `without` are left out. A module
+that is added later needs no line here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from sphinx.util.docutils import SphinxDirective
 def parts(package: str, without: list[str]) -> list[str]:
     """The full names of the modules that get a section, in alphabetical order."""
     module = importlib.import_module(package)
-    exported = {getattr(module, name).__module__ for name in module.__all__}
     names = [part.name for part in pkgutil.iter_modules(module.__path__) if part.name[0] != "_"]
-    return [f"{package}.{name}" for name in names if name not in without and f"{package}.{name}" not in exported]
+    return [f"{package}.{name}" for name in names if name not in without]
 
 
 class PackageParts(SphinxDirective):
