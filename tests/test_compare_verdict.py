@@ -19,7 +19,7 @@ from seqmix.compare.matrix_images import SIDE, matrix_images, picture
 from seqmix.compare.results import Results, new_contender
 from seqmix.compare.summary import summarize
 from seqmix.compare.terminal import print_results
-from seqmix.compare.verdict import verdict
+from seqmix.compare.verdict import _negated, verdict
 from seqmix.models import create_model
 
 
@@ -194,3 +194,8 @@ def test_each_kind_of_mixer_is_pictured_in_its_first_and_last_layer() -> None:
         # Causal: nothing above the diagonal.
         assert not np.triu(pixels, 1).any()
         assert pixels.max() == 255
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.0, "0.000"), (1e-5, "0.000"), (-1e-5, "0.000"), (0.0126, "-0.013")])
+def test_nothing_has_no_sign(value: float, shown: str) -> None:
+    assert _negated(value) == shown

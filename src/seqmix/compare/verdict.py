@@ -62,15 +62,20 @@ def _quality(results: Results, models: list[str]) -> list[str]:
 
 
 def _pair(pair: Comparison) -> str:
-    behind = f"{pair['b']} is {-pair['difference']:.3f} behind"
+    behind = f"{pair['b']} is {_negated(pair['difference'])} behind"
     if pair["difference"] > 0:
         behind = f"{pair['b']} is {pair['difference']:.3f} ahead on the seeds that both finished"
     if pair["low"] is None or pair["high"] is None:
         return behind
-    interval = f"95 % interval {-pair['high']:.3f} to {-pair['low']:.3f}"
+    interval = f"95 % interval {_negated(pair['high'])} to {_negated(pair['low'])}"
     if pair["separable"]:
         return f"{behind} ({interval}), which is separable"
     return f"{behind}, which is not separable ({interval} contains zero)"
+
+
+def _negated(value: float) -> str:
+    """Minus a number in three decimals; of zero without a sign."""
+    return f"{round(-value, 3) + 0.0:.3f}"
 
 
 def _condition(results: Results) -> str:
