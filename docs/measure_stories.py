@@ -56,10 +56,10 @@ MEASURED = (
     ),
     _window("window_serving_money", "Equal serving money", "--match", "decode-money", "--budget", "tokens=500k"),
     Measured(
-        "hops_agreement",
+        "hops_copying",
         "dilation_and_hops",
-        "Agreement of subject and verb, 1 to 64 words apart",
-        ("--models", STACKS, "--data", "agreement:furthest=64", *TASK, "--budget", "tokens=500k"),
+        "Copying: what is asked for stands 54 positions back",
+        ("--models", STACKS, "--data", "copying:length=64,symbols=10", *TASK, "--budget", "tokens=300k"),
     ),
     Measured("long_text", "as_long_as_the_sequence", "Text", ("--models", LONG, *TEXT, "--budget", "tokens=500k")),
     Measured(
@@ -142,7 +142,7 @@ def _table(results: Any) -> str:
     """One row a model; times are those of the models on text, since a task asks for its answers alone."""
     context = str(results["settings"]["context"])
     columns = ["model", f"{'accuracy' if is_task(results) else 'bits a byte'}, by seed", "mean", "parameters"]
-    columns += ["MFLOP a token", "tokens read", f"state at {context}"]
+    columns += ["MFLOP a token", "tokens read", "receptive field", f"state at {context}"]
     if not is_task(results):
         columns += ["training seconds", f"tokens/s generated at {context}"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -156,7 +156,7 @@ def _cells(results: Any, model: str, context: str) -> list[str]:
     """What stands behind a model's name, the times last."""
     runs = [one for one in results["contenders"] if one["model"] == model and one["status"] == "finished"]
     if not runs:
-        return ["failed", *[""] * 7]
+        return ["failed", *[""] * 8]
     field = "accuracy" if is_task(results) else "bits_per_byte"
     summary = next(entry for entry in results["models"] if entry["model"] == model)
     first = runs[0]
@@ -167,6 +167,7 @@ def _cells(results: Any, model: str, context: str) -> list[str]:
         f"{first['parameters']:,}",
         f"{first['flops_per_token'] / 1e6:.2f}",
         f"{mean_of(results, model, 'tokens') / 1e3:,.0f}k",
+        "all" if first["receptive_field"] is None else f"{first['receptive_field']:,}",
         "–" if state is None else f"{state / 1024:,.1f} KiB",
         f"{mean_of(results, model, 'train_seconds'):.0f}",
         "–" if speed is None else f"{speed:,.0f}",

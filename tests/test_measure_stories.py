@@ -58,7 +58,7 @@ def test_a_story_has_the_numbers_of_its_comparisons(
     assert results["environment"]["hardware"]["processor"] in text
     # Rows are as wide as their heading.
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows} == {10}
+    assert {line.count("|") for line in rows} == {11}
 
 
 def test_an_unfinished_story_keeps_its_tables(
